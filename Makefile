@@ -1,0 +1,33 @@
+# Everything runs in .venv, which `make setup` builds from the lock file. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-all check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/edgeops demo
+
+check: setup
+	scripts/check
+
+test: setup check
+	scripts/test
+
+test-all: setup check
+	scripts/test --all
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
