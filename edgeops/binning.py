@@ -6,6 +6,7 @@ compared bin by bin.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,25 +68,27 @@ def softmax(logits: FloatArray) -> FloatArray:
     return result
 
 
-def _reduce(signal: Signal, rows: NDArray[np.generic], flat: FloatArray) -> FloatArray:
+def _reduce(signal: Signal, rows: NDArray[np.generic], flat: FloatArray) -> NDArray[np.floating[Any]]:
+    values: NDArray[np.floating[Any]]
     match signal.statistic:
         case Statistic.VALUE:
-            return flat[:, signal.index]
+            values = flat[:, signal.index]
         case Statistic.MEAN:
-            return flat.mean(axis=1)
+            values = flat.mean(axis=1)
         case Statistic.STD:
-            return flat.std(axis=1)
+            values = flat.std(axis=1)
         case Statistic.GRADIENT:
             wide = flat.reshape(len(rows), -1, rows.shape[-1])
-            return np.abs(np.diff(wide, axis=-1)).mean(axis=(1, 2))
+            values = np.abs(np.diff(wide, axis=-1)).mean(axis=(1, 2))
         case Statistic.PROJECTION:
-            return flat @ projection(signal.index, flat.shape[1])
+            values = flat @ projection(signal.index, flat.shape[1])
         case Statistic.CONFIDENCE:
-            return flat.max(axis=1)
+            values = flat.max(axis=1)
         case Statistic.ENTROPY:
-            return -(flat * np.log(np.maximum(flat, _PROBABILITY_FLOOR))).sum(axis=1)
+            values = -(flat * np.log(np.maximum(flat, _PROBABILITY_FLOOR))).sum(axis=1)
         case Statistic.CLASS:
-            return flat.argmax(axis=1).astype(np.float32)
+            values = flat.argmax(axis=1).astype(np.float32)
+    return values
 
 
 @lru_cache(maxsize=64)

@@ -82,7 +82,9 @@ def verify_file(file: Path, entry: FileEntry) -> None:
         ManifestError: It is missing, is no plain file, or has another size or digest.
     """
     if file.is_symlink() or not file.is_file():
-        raise ManifestError(f"{file}: expected a plain file of the bundle, found {'a link' if file.is_symlink() else 'none'}")
+        raise ManifestError(
+            f"{file}: expected a plain file of the bundle, found {'a link' if file.is_symlink() else 'none'}"
+        )
     size = file.stat().st_size
     if size != entry.size_bytes:
         raise ManifestError(f"{file}: expected {entry.size_bytes} bytes, found {size}")
@@ -107,7 +109,9 @@ def write_bundle(
         ManifestError: The manifest names a file that was not given.
     """
     if path.exists():
-        raise ConflictError(f"{path}: exists already; a bundle is never overwritten, choose another directory or version")
+        raise ConflictError(
+            f"{path}: exists already; a bundle is never overwritten, choose another directory or version"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -122,7 +126,7 @@ def write_bundle(
         envelope = seal(encode_manifest(complete), kind=MANIFEST, keys=keys)
         write_durably(temporary / MANIFEST_FILE, envelope)
         temporary.chmod(0o755)
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync_directory(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -163,16 +167,16 @@ def unpack(archive: Path, target: Path, *, keys: Iterable[PublicKey] | None = No
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         with tarfile.open(archive, "r:") as tar:
-            envelope = _member_bytes(tar, MANIFEST_FILE, _MAX_MANIFEST_BYTES)
+            envelope = _member_bytes(tar, archive, MANIFEST_FILE, _MAX_MANIFEST_BYTES)
             manifest = read_manifest(envelope, keys=keys, where=f"{archive}:{MANIFEST_FILE}")
             (temporary / MANIFEST_FILE).write_bytes(envelope)
             for name, entry in manifest.files.items():
                 file = temporary / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(_member_bytes(tar, name, entry.size_bytes))
+                file.write_bytes(_member_bytes(tar, archive, name, entry.size_bytes))
         open_bundle(temporary, keys=keys)
         temporary.chmod(0o755)
-        os.replace(temporary, target)
+        temporary.replace(target)
         sync_directory(target.parent)
     except (tarfile.TarError, EOFError) as error:
         raise ManifestError(f"{archive}: not a readable .tar of a bundle: {error}") from error
@@ -181,15 +185,15 @@ def unpack(archive: Path, target: Path, *, keys: Iterable[PublicKey] | None = No
     return open_bundle(target, keys=keys)
 
 
-def _member_bytes(archive: tarfile.TarFile, name: str, limit: int) -> bytes:
+def _member_bytes(tar: tarfile.TarFile, archive: Path, name: str, limit: int) -> bytes:
     try:
-        member = archive.getmember(name)
+        member = tar.getmember(name)
     except KeyError:
-        raise ManifestError(f"{archive.name}: no file {name!r} in it") from None
+        raise ManifestError(f"{archive}: no file {name!r} in it") from None
     if not member.isreg() or member.size > limit:
-        raise ManifestError(f"{archive.name}: {name!r} is no plain file of at most {limit} bytes")
-    stream = archive.extractfile(member)
+        raise ManifestError(f"{archive}: {name!r} is no plain file of at most {limit} bytes")
+    stream = tar.extractfile(member)
     data = stream.read() if stream is not None else b""
     if len(data) != member.size:
-        raise ManifestError(f"{archive.name}: truncated inside {name!r}: expected {member.size} bytes, got {len(data)}")
+        raise ManifestError(f"{archive}: truncated inside {name!r}: expected {member.size} bytes, got {len(data)}")
     return data

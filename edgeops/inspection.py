@@ -13,7 +13,9 @@ from edgeops.signing import PublicKey, SigningKey
 
 @click.command("inspect")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--key", "keys", multiple=True, help="Public key that must have signed it (base64); several: any of them.")
+@click.option(
+    "--key", "keys", multiple=True, help="Public key that must have signed it (base64); several: any of them."
+)
 @click.option("--json", "as_json", is_flag=True, help="The manifest and its digest as JSON.")
 def inspect_command(directory: Path, keys: tuple[str, ...], as_json: bool) -> None:
     """Verify every file of the bundle in DIRECTORY and show what it is."""
@@ -58,7 +60,9 @@ def _describe(bundle: Bundle, *, is_signature_checked: bool) -> list[str]:
         f"  source      {manifest.lineage.source}",
     ]
     for title, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
-        lines += [f"  {title:<11} {spec.name}: {spec.dtype} {list(spec.shape)} {spec.layout}".rstrip() for spec in specs]
+        lines += [
+            f"  {title:<11} {spec.name}: {spec.dtype} {list(spec.shape)} {spec.layout}".rstrip() for spec in specs
+        ]
     lines += [f"  labels      {', '.join(manifest.labels)}"] if manifest.labels else []
     lines.append(f"  {'variant':<16}{'size':>10}{'latency':>12}{'accuracy':>24}{'agreement':>11}")
     lines += [_describe_variant(variant, manifest.files[variant.file].size_bytes) for variant in manifest.variants]

@@ -25,7 +25,7 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Common settings of every part: immutable, and unknown keys are an error."""
 
 
-class Scale(_Part, kw_only=True, tag="scale", tag_field="op"):
+class Scale(_Part, frozen=True, kw_only=True, tag="scale", tag_field="op"):
     """``x · factor + offset``, elementwise, in float32."""
 
     tensor: str
@@ -33,7 +33,7 @@ class Scale(_Part, kw_only=True, tag="scale", tag_field="op"):
     offset: float = 0.0
 
 
-class Normalize(_Part, kw_only=True, tag="normalize", tag_field="op"):
+class Normalize(_Part, frozen=True, kw_only=True, tag="normalize", tag_field="op"):
     """``(x − mean) / std`` along one axis, in float32; one mean and one std for each index of that axis."""
 
     tensor: str
@@ -48,7 +48,7 @@ class Normalize(_Part, kw_only=True, tag="normalize", tag_field="op"):
             raise ManifestError(f"normalize {self.tensor!r}: every std must be finite and positive, got {self.std}")
 
 
-class Softmax(_Part, kw_only=True, tag="softmax", tag_field="op"):
+class Softmax(_Part, frozen=True, kw_only=True, tag="softmax", tag_field="op"):
     """Softmax along one axis, in float32."""
 
     tensor: str
@@ -59,7 +59,7 @@ Operator = Scale | Normalize | Softmax
 """The closed set of pre- and post-processing; never code."""
 
 
-class FileEntry(_Part, kw_only=True):
+class FileEntry(_Part, frozen=True, kw_only=True):
     """Digest and size of one file of the bundle."""
 
     digest: str
@@ -70,7 +70,7 @@ class FileEntry(_Part, kw_only=True):
             raise ManifestError(f"file entry: expected 'sha256:<64 hex>' and a size, got {self.digest!r}")
 
 
-class Requires(_Part, kw_only=True):
+class Requires(_Part, frozen=True, kw_only=True):
     """What a variant needs of the device."""
 
     cpu: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Requires(_Part, kw_only=True):
     memory_mb: int = 0
 
 
-class Interval(_Part, kw_only=True):
+class Interval(_Part, frozen=True, kw_only=True):
     """A measured figure with its 95 % interval."""
 
     value: float
@@ -86,7 +86,7 @@ class Interval(_Part, kw_only=True):
     high: float
 
 
-class Measured(_Part, kw_only=True):
+class Measured(_Part, frozen=True, kw_only=True):
     """What the converter measured on the workstation; the device measures again."""
 
     latency_ms: float | None = None
@@ -96,7 +96,7 @@ class Measured(_Part, kw_only=True):
     """Share of the evaluation rows whose top class is that of the source model."""
 
 
-class Variant(_Part, kw_only=True):
+class Variant(_Part, frozen=True, kw_only=True):
     """One file that gives the model's answers.
 
     Attributes:
@@ -124,7 +124,7 @@ class Variant(_Part, kw_only=True):
     measured: Measured = Measured()
 
 
-class Lineage(_Part, kw_only=True):
+class Lineage(_Part, frozen=True, kw_only=True):
     """Where the bundle comes from.
 
     Attributes:
@@ -148,7 +148,7 @@ class Lineage(_Part, kw_only=True):
     tools: dict[str, str] = {}
 
 
-class Manifest(_Part, kw_only=True):
+class Manifest(_Part, frozen=True, kw_only=True):
     """The whole description of a bundle.
 
     Attributes:
@@ -213,7 +213,9 @@ class Manifest(_Part, kw_only=True):
             if set(variant.inputs) != {spec.name for spec in self.inputs}:
                 raise ManifestError(f"variant {variant.name!r}: inputs {sorted(variant.inputs)} are not the manifest's")
             if set(variant.outputs) != {spec.name for spec in self.outputs}:
-                raise ManifestError(f"variant {variant.name!r}: outputs {sorted(variant.outputs)} are not the manifest's")
+                raise ManifestError(
+                    f"variant {variant.name!r}: outputs {sorted(variant.outputs)} are not the manifest's"
+                )
 
     @staticmethod
     def _check_operators(operators: tuple[Operator, ...], names: set[str], where: str) -> None:

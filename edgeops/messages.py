@@ -311,6 +311,9 @@ class Sample(Record, frozen=True, kw_only=True, tag="sample"):
 StoredRecord = Transition | Gap | Notice | Telemetry | Sample
 """What goes through the outbox and is acknowledged."""
 
+_RECORD_JSON: msgspec.json.Decoder[StoredRecord] = msgspec.json.Decoder(StoredRecord)
+_RECORD_MSGPACK: msgspec.msgpack.Decoder[StoredRecord] = msgspec.msgpack.Decoder(StoredRecord)
+
 
 class ModelState(_Message, frozen=True, kw_only=True):
     """One model on one device, as reported at birth."""
@@ -396,12 +399,12 @@ def decode_record(data: bytes, *, where: str) -> StoredRecord:
     """
     try:
         if data[:1] == b"{":
-            return msgspec.json.decode(data, type=StoredRecord)
+            return _RECORD_JSON.decode(data)
         inflater = zlib.decompressobj()
         plain = inflater.decompress(data, _MAX_INFLATED_BYTES)
         if inflater.unconsumed_tail or not inflater.eof:
             raise MessageError(f"{where}: truncated, or more than {_MAX_INFLATED_BYTES} bytes when inflated")
-        return msgspec.msgpack.decode(plain, type=StoredRecord)
+        return _RECORD_MSGPACK.decode(plain)
     except (msgspec.DecodeError, zlib.error, UnicodeDecodeError, EdgeOpsError) as error:
         if isinstance(error, MessageError):
             raise

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
 from edgeops.errors import LinkError
 from edgeops.link import Handler, Received, Will
@@ -178,8 +179,9 @@ class MqttLink:
             self._client = None
             self._in_flight.clear()
 
-    def _connection_made(self, client: paho.Client, _userdata: object, _flags: object, code: paho.ReasonCode,
-                         _properties: object) -> None:
+    def _connection_made(
+        self, client: paho.Client, _userdata: object, _flags: object, code: ReasonCode, _properties: object
+    ) -> None:
         if code.is_failure:
             logger.warning("%s:%s refused the connection: %s", self._host, self._port, code)
             self._lost.set()
@@ -200,7 +202,8 @@ class MqttLink:
     def _received(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         with self._lock:
             handlers = [
-                handler for topic_filter, handler in self._handlers.items()
+                handler
+                for topic_filter, handler in self._handlers.items()
                 if paho.topic_matches_sub(topic_filter, message.topic)
             ]
         for handler in handlers:

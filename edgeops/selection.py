@@ -91,8 +91,10 @@ def _check(node: ast.expr) -> None:
             for element in node.elts:
                 _check(element)
         case _:
-            raise InputError(f"where: {ast.unparse(node)!r} is not part of the language (names, constants, "
-                             "one comparison, and, or, not)")
+            raise InputError(
+                f"where: {ast.unparse(node)!r} is not part of the language (names, constants, "
+                "one comparison, and, or, not)"
+            )
 
 
 def _evaluate(node: ast.expr, attributes: Mapping[str, Attribute]) -> Any:  # noqa: ANN401 - a small interpreter

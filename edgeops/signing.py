@@ -116,9 +116,7 @@ def seal(payload: bytes, *, kind: str, keys: Iterable[SigningKey] = ()) -> bytes
         keys: Who signs; none gives an unsigned envelope.
     """
     message = _signed_bytes(payload, kind)
-    signatures = tuple(
-        Signature(key=key.public.id, value=base64.b64encode(key.sign(message)).decode()) for key in keys
-    )
+    signatures = tuple(Signature(key=key.public.id, value=base64.b64encode(key.sign(message)).decode()) for key in keys)
     return msgspec.json.encode(Envelope(payload=msgspec.Raw(payload), signatures=signatures))
 
 

@@ -28,7 +28,9 @@ def check_name(kind: str, name: str) -> str:
         MessageError: It has other characters than letters, digits, ``_``, ``.`` and ``-``, or more than 64.
     """
     if not _NAME.match(name):
-        raise MessageError(f"{kind} {name!r}: expected 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first")
+        raise MessageError(
+            f"{kind} {name!r}: expected 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first"
+        )
     return name
 
 
@@ -71,7 +73,7 @@ class Topics:
         """
         prefix = f"{self._root}/device/"
         device, _, kind = topic.removeprefix(prefix).partition("/")
-        if not topic.startswith(prefix) or kind not in Upstream:
+        if not topic.startswith(prefix) or kind not in set(Upstream):
             raise MessageError(f"topic {topic!r}: expected {prefix}<device>/<{'|'.join(Upstream)}>")
         return check_name("device", device), Upstream(kind)
 
