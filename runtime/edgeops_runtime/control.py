@@ -46,6 +46,14 @@ class Serve(_Line, frozen=True, kw_only=True, tag="serve"):
     """Agent: accept connections on the inherited socket from now on."""
 
 
+class Pause(_Line, frozen=True, kw_only=True, tag="pause"):
+    """Agent, to the incumbent while its successor is on probation: accept no more and stay warm; :class:`Serve` takes it back.
+
+    As with :class:`Drain`, open connections get their next answer with ``Connection: close``, so that callers move over
+    and no request fails; the counters go on.
+    """
+
+
 class Window(_Line, frozen=True, kw_only=True, tag="window"):
     """Agent: hand over the counters since the last window and begin a new one."""
 
@@ -117,6 +125,10 @@ class Serving(_Line, frozen=True, kw_only=True, tag="serving"):
     """Worker: it accepts."""
 
 
+class Paused(_Line, frozen=True, kw_only=True, tag="paused"):
+    """Worker: it accepts no more."""
+
+
 class WindowClosed(_Line, frozen=True, kw_only=True, tag="window_closed"):
     """Worker: counters of one window; the sum over all windows is the sum over all requests.
 
@@ -153,8 +165,8 @@ class Drained(_Line, frozen=True, kw_only=True, tag="drained"):
     window: WindowClosed
 
 
-FromAgent = Golden | Recent | Shadow | Serve | Window | Collect | Drain
-FromWorker = Ready | Failed | GoldenResult | RecentResult | ShadowResult | Serving | WindowClosed | Sampled | Drained
+FromAgent = Golden | Recent | Shadow | Serve | Pause | Window | Collect | Drain
+FromWorker = Ready | Failed | GoldenResult | RecentResult | ShadowResult | Serving | Paused | WindowClosed | Sampled | Drained
 
 _AGENT: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)
 _WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
