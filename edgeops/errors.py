@@ -18,6 +18,7 @@
     │   ├── LinkError         the broker is away
     │   └── DownloadError     bytes did not arrive, or not the right ones
     ├── EngineError           an inference engine cannot load or run a model
+    │   └── NotFiniteError    it ran, and answered NaN or infinity
     └── MissingExtraError     an optional dependency is not installed
 
 Adapters translate: no exception of paho, onnxruntime, SQLAlchemy or the operating system passes a public function.
@@ -87,6 +88,10 @@ class DownloadError(TransientError):
 
 class EngineError(EdgeOpsError):
     """An inference engine cannot load or run a model."""
+
+
+class NotFiniteError(EngineError):
+    """A model answered NaN or infinity to an input that was finite."""
 
 
 class MissingExtraError(EdgeOpsError):
