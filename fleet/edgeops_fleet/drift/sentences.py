@@ -1,0 +1,38 @@
+"""A verdict in words. Pure."""
+
+import math
+
+from edgeops_fleet.drift.verdicts import DriftState, Effect, Verdict
+
+
+def sentence(verdict: Verdict) -> str:
+    """Why a verdict is what it is, for the log and the dashboard."""
+    seen = f"{verdict.rows:,} rows in {_count(verdict.windows, 'window')}"
+    match verdict.state:
+        case DriftState.DRIFT if verdict.effect:
+            found = _count(verdict.windows_to_detection or 0, "window")
+            return f"{movement(verdict.effect)}; found within {found}, {seen} so far"
+        case DriftState.OK:
+            return f"no change that matters in {seen}"
+        case _ if math.isinf(verdict.rows_needed) and verdict.windows:
+            return f"{seen}; the reference has too few rows to show a change of the stated size"
+        case _ if verdict.windows:
+            return f"{seen}; {verdict.rows_needed:,.0f} rows are needed to say that nothing has changed"
+        case _:
+            return "no complete window yet"
+
+
+def movement(effect: Effect) -> str:
+    """What moved, where to, by how much.
+
+    >>> movement(Effect(signal="image.std", score="mean rank", shift=-0.31, low=-0.37, high=-0.25, evidence_share=0.9))
+    'image.std: mean rank fell by 0.31 (0.25 to 0.37)'
+    """
+    verb = "fell" if effect.shift < 0 else "rose"
+    bounds = (-effect.high, -effect.low) if effect.shift < 0 else (effect.low, effect.high)
+    interval = " to ".join(f"{bound:.2f}" for bound in bounds)
+    return f"{effect.signal}: {effect.score} {verb} by {abs(effect.shift):.2f} ({interval})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
