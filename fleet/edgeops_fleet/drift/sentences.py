@@ -1,7 +1,5 @@
 """A verdict in words. Pure."""
 
-import math
-
 from edgeops_fleet.drift.verdicts import DriftState, Effect, Verdict
 
 
@@ -14,10 +12,10 @@ def sentence(verdict: Verdict) -> str:
             return f"{movement(verdict.effect)}; found within {found}, {seen} so far"
         case DriftState.OK:
             return f"no change that matters in {seen}"
-        case _ if math.isinf(verdict.rows_needed) and verdict.windows:
+        case _ if verdict.rows_needed is None and verdict.windows:
             return f"{seen}; the reference has too few rows to show a change of the stated size"
         case _ if verdict.windows:
-            return f"{seen}; {verdict.rows_needed:,.0f} rows are needed to say that nothing has changed"
+            return f"{seen}; {verdict.rows_needed:,} rows are needed to say that nothing has changed"
         case _:
             return "no complete window yet"
 

@@ -82,12 +82,12 @@ class Verdict:
     Attributes:
         reference: Id of the reference.
         effect: The score with the largest share of the evidence; ``None`` before the first window.
-        evidence: Decimal logarithm of the detector's evidence after the last window; negative means none.
+        evidence: Decimal logarithm of the detector's evidence after the last window; ``None`` before the first.
         threshold: Decimal logarithm of what alarms.
         history: ``evidence`` after each of the last windows, oldest first.
         rows: Counted since the first window.
         windows: That had rows, since the first one.
-        rows_needed: For a verdict of OK; infinite when the reference is too small for the stated size.
+        rows_needed: For a verdict of OK; ``None`` when the reference is too small for that size, or nothing came.
         since: When the state began: Unix time in seconds, the end of the window that decided.
         onset: When the change seems to have begun, Unix time in seconds: the start of that window; ``None`` without drift.
         windows_to_detection: Windows with rows from the onset to the alarm, both included; ``None`` without drift.
@@ -103,12 +103,12 @@ class Verdict:
     reference: str
     state: DriftState
     effect: Effect | None
-    evidence: float
+    evidence: float | None
     threshold: float
     history: tuple[float, ...]
     rows: int
     windows: int
-    rows_needed: float
+    rows_needed: int | None
     since: float
     onset: float | None
     windows_to_detection: int | None
