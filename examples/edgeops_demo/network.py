@@ -57,15 +57,17 @@ class FashionNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(large, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """Images in [0, 1] to logits."""
-        logits: Tensor = self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
+        logits: Tensor = self.head(self.pool(self.blocks(self.stem(image))).flatten(1))
         return logits
 
 
 class ExposureCompensated(nn.Module):
-    """A release with a bug of the kind that reviews miss: it brightens by a table of gains, indexed by how many pixels are
-    saturated, and the table ends where the training data ended. Held-out images never get there; a camera in the sun does.
+    """A release with a bug of the kind that reviews miss.
+
+    It brightens by a table of gains, indexed by how many pixels are saturated, and the table ends where the training data ended.
+    Held-out images never get there; a camera in the sun does.
     """
 
     def __init__(self, network: FashionNet) -> None:
@@ -73,11 +75,11 @@ class ExposureCompensated(nn.Module):
         self.network = network
         self.register_buffer("gains", torch.tensor([1.0, 1.0, 1.0, 1.0]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """Images in [0, 1] to logits; fails when more than half of an image is saturated."""
-        saturated = (x >= SATURATED).to(torch.int32).sum(dim=(1, 2, 3))
+        saturated = (image >= SATURATED).to(torch.int32).sum(dim=(1, 2, 3))
         gains = self.get_buffer("gains")[(saturated // 100).long()]
-        logits: Tensor = self.network(x * gains.reshape(-1, 1, 1, 1))
+        logits: Tensor = self.network(image * gains.reshape(-1, 1, 1, 1))
         return logits
 
 
