@@ -1,7 +1,7 @@
 """The main job of EdgeOps on one machine: train, convert, deploy, break, drift, retrain, roll out again.
 
-Each step is a method, in order; what has to come out of it is a named check. Nothing is simulated that could be real: the server and
-the devices are processes, requests go over HTTP, messages through a broker; only the scene in front of the cameras and the person
+Each step is a method, in order; what has to come out of it is a named check. Nothing is simulated that could be real: server and
+devices are processes, requests go over HTTP, messages through a broker; only the scene in front of the cameras and the person
 who labels samples are played.
 """
 
