@@ -9,7 +9,8 @@
     │   ├── ExportError       the source model does not export
     │   ├── TensorError       a tensor has the wrong name, dtype or shape
     │   ├── MessageError      a message cannot be decoded
-    │   └── ConfigError       a configuration file or option is wrong
+    │   ├── ConfigError       a configuration file or option is wrong
+    │   └── NotFoundError     what is asked for does not exist
     ├── RefusedError          the input is well formed and the answer is no
     │   ├── UntrustedError    a signature, a generation or a version floor forbids it
     │   ├── GateError         a compressed model is not faithful or not faster
@@ -56,6 +57,10 @@ class MessageError(InputError):
 
 class ConfigError(InputError):
     """A configuration file or option is wrong."""
+
+
+class NotFoundError(InputError):
+    """What is asked for does not exist."""
 
 
 class RefusedError(EdgeOpsError):
