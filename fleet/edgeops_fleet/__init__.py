@@ -1,0 +1,1 @@
+"""The server: catalog, rollouts with gates, ingest, drift, retraining, and the dashboard."""
