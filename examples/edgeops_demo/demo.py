@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -323,8 +324,8 @@ class Demo:
             found.state == "completed" and found.devices_committed == len(device_names()),
         )
 
-    def _retrains(self) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = self._stage.operator.get("/api/v1/retrains")["retrains"]
+    def _retrains(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._stage.operator.get("/api/v1/retrains")["retrains"]
         return found
 
     def _recover(self) -> None:

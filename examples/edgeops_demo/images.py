@@ -64,12 +64,15 @@ def load_dataset(directory: Path | None = None) -> Dataset:
 
 def write_subset(whole: Path, target: Path, *, train: int = 6000, held_out: int = 2000) -> None:
     """Write the first images of the whole set as the subset that the package ships."""
-    arrays = {}
-    for name, prefix, count in (("train", "train", train), ("test", "t10k", held_out)):
-        images, labels = _read_pair(whole, prefix)
-        arrays[f"{name}_images"] = images[:count]
-        arrays[f"{name}_labels"] = labels[:count].astype(np.uint8)
-    np.savez_compressed(target, **arrays)
+    train_images, train_labels = _read_pair(whole, "train")
+    test_images, test_labels = _read_pair(whole, "t10k")
+    np.savez_compressed(
+        target,
+        train_images=train_images[:train],
+        train_labels=train_labels[:train].astype(np.uint8),
+        test_images=test_images[:held_out],
+        test_labels=test_labels[:held_out].astype(np.uint8),
+    )
 
 
 def _load_subset() -> Dataset:

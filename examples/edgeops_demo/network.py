@@ -36,7 +36,8 @@ class SeparableBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(n, inputs, h, w)`` to ``(n, outputs, h / stride, w / stride)``."""
         y = self.layers(x)
-        return self.activation(x + y if self.is_residual else y)
+        activated: Tensor = self.activation(x + y if self.is_residual else y)
+        return activated
 
 
 class FashionNet(nn.Module):
@@ -116,7 +117,7 @@ def train(
         chosen = torch.multinomial(chances, 128, replacement=True, generator=generator)
         loss = nn.functional.cross_entropy(network(_augment(images[chosen], generator)), labels[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation for it
         optimizer.step()
         schedule.step()
         if on_progress is not None and time.monotonic() - told > 1:

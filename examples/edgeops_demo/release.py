@@ -18,7 +18,7 @@ from edgeops_demo.report import Accuracy
 
 MODEL = "fashion"
 CALIBRATION_IMAGES = 300
-EXAM_IMAGES = 1000
+EXAM_IMAGES = 2000
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

@@ -85,9 +85,7 @@ def retrain(event: Mapping[str, Any], workspace: Workspace) -> Result:
     samples = read_samples(Path(data["dataset"]["path"]))
     network = FashionNet()
     network.load_state_dict(torch.load(workspace.weights, weights_only=True))
-    print(
-        f"training on {len(samples)} labelled samples of {data['cohort']} and {len(dataset.train)} images", flush=True
-    )
+    logger.info("training on %d labelled samples of %s and %d images", len(samples), data["cohort"], len(dataset.train))
     mixed, weights = mix(dataset.train, samples)
     train(network, mixed, steps=STEPS, learning_rate=LEARNING_RATE, seed=workspace.seed, weights=weights)
     incumbent = open_bundle(Path(workspace.incumbent))
