@@ -125,11 +125,11 @@ def log_evidence_above(wrong: NDArray[np.bool_], limit: float) -> FloatArray:
     if limit >= 1:
         return np.zeros(len(wrong))
     rates = limit + (1 - limit) * (np.arange(_ALTERNATIVES) + 0.5) / _ALTERNATIVES
-    failures = np.cumsum(wrong)[:, None]
+    failures = np.cumsum(wrong, dtype=np.float64)[:, None]
     successes = np.arange(1, len(wrong) + 1)[:, None] - failures
     # An error under "no error at all" is proof; a limit of exactly zero cannot come from `assess`, but the formula should hold.
     floor = max(limit, 1e-300)
-    ratios = failures * np.log(rates / floor) + successes * np.log((1 - rates) / (1 - limit))
+    ratios: FloatArray = failures * np.log(rates / floor) + successes * np.log((1 - rates) / (1 - limit))
     return _log_mean(ratios)
 
 
