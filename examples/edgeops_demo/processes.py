@@ -38,6 +38,11 @@ class Program:
             )
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def is_running(self) -> bool:
         """Whether the process has not ended."""
         return self._process.poll() is None
@@ -64,6 +69,11 @@ class Program:
         """Send SIGTERM."""
         if self.is_running:
             self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL and wait: the process gets no chance to put anything in order."""
+        self._process.kill()
+        self._process.wait()
 
     def end(self, *, timeout_s: float = 10.0) -> int:
         """Wait for the end, and enforce it; returns the exit code."""
