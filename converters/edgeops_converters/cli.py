@@ -1,0 +1,208 @@
+"""The command ``edgeops convert``: options to arguments, progress to standard error, the figures to standard output."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edgeops.errors import ConfigError
+from edgeops.files import DIGEST_PATTERN
+from edgeops.manifest import Interval, Operator
+from edgeops.signing import SigningKey
+from edgeops_converters.convert import Conversion, convert
+from edgeops_converters.extras import load
+from edgeops_converters.report import VariantReport, encode_report
+
+
+class _Processing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of ``--processing``."""
+
+    preprocess: tuple[Operator, ...] = ()
+    postprocess: tuple[Operator, ...] = ()
+
+
+def _split(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _digest(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not DIGEST_PATTERN.match(value):
+        raise click.BadParameter(f"expected sha256:<64 hex>, got {value!r}", param=parameter)
+    return value
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("convert")
+@click.argument("source")
+@click.option("--data", required=True, type=_FILE, help="Calibration rows (.npz): one key for each input.")
+@click.option(
+    "--eval", "evaluation", required=True, type=_FILE, help="Held-out rows (.npz): the same keys, 'labels', 'stratum'."
+)
+@click.option("--name", required=True, help="Name of the model.")
+@click.option("--version", required=True, help="Version of the model: major.minor.patch.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
+@click.option("--formats", default="onnx,tflite", show_default=True, callback=_split, help="What to write.")
+@click.option("--precisions", default="float,int8", show_default=True, callback=_split, help="What to write.")
+@click.option(
+    "--max-drop", default=0.5, show_default=True, metavar="POINTS", help="Largest loss of accuracy, percentage points."
+)
+@click.option("--target", type=click.Choice(["x86", "arm"]), help="CPU that it is made for; this machine's by default.")
+@click.option("--labels", "labels_file", type=_FILE, help="Class names, one a line.")
+@click.option(
+    "--processing", "processing_file", type=_FILE, help='Operators (.json): {"preprocess": […], "postprocess": […]}.'
+)
+@click.option("--stratum-attribute", default="", help="Device attribute whose values are the 'stratum' of the rows.")
+@click.option("--key", "key_files", multiple=True, type=_FILE, help="Private key that signs; repeatable.")
+@click.option("--parent", callback=_digest, metavar="DIGEST", help="The bundle that this model was retrained from.")
+@click.option("--dataset", callback=_digest, metavar="DIGEST", help="The dataset that it was retrained on.")
+@click.option("--license", "license_", default="", help="SPDX expression of the model.")
+@click.option("--force", is_flag=True, help="Keep a variant that the gate refuses; the report says so.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
+def convert_command(
+    source: str,
+    *,
+    data: Path,
+    evaluation: Path,
+    name: str,
+    version: str,
+    output: Path,
+    formats: tuple[str, ...],
+    precisions: tuple[str, ...],
+    max_drop: float,
+    target: str | None,
+    labels_file: Path | None,
+    processing_file: Path | None,
+    stratum_attribute: str,
+    key_files: tuple[Path, ...],
+    parent: str | None,
+    dataset: str | None,
+    license_: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compress a model, prove that it is still the model, and write a signed bundle.
+
+    SOURCE is file.py:function (returns an nn.Module in eval mode), a .pt2 exported program, or an .onnx file (ONNX out only).
+    """
+    processing = _read_processing(processing_file) if processing_file is not None else _Processing()
+    labels = _read_labels(labels_file) if labels_file is not None else ()
+    keys = [SigningKey.load(path) for path in key_files]
+    with _progress() as on_step:
+        conversion = convert(
+            source,
+            data=data,
+            evaluation=evaluation,
+            name=name,
+            version=version,
+            output=output,
+            formats=formats,
+            precisions=precisions,
+            max_drop=max_drop,
+            target=target,
+            labels=labels,
+            preprocess=processing.preprocess,
+            postprocess=processing.postprocess,
+            keys=keys,
+            stratum_attribute=stratum_attribute,
+            parent=parent,
+            dataset=dataset,
+            license=license_,
+            force=force,
+            on_step=on_step,
+        )
+    if as_json:
+        click.echo(encode_report(conversion.report))
+        return
+    _show(conversion, is_signed=bool(keys))
+
+
+def _read_processing(path: Path) -> _Processing:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Processing)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f'{path}: expected {{"preprocess": [operators], "postprocess": [operators]}}: {error}'
+        ) from error
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected class names, one a line: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Tell the steps on standard error: a spinner with times on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        begin = time.monotonic()
+        yield lambda step: click.echo(f"{time.monotonic() - begin:6.1f} s  {step}", err=True)
+        return
+    progress = load("rich.progress")
+    # The libraries' native log lines are kept off descriptor 2; the display needs one of its own.
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as terminal:
+        console = load("rich.console").Console(file=terminal, force_terminal=True)
+        columns = (
+            progress.SpinnerColumn(finished_text="✓"),
+            progress.TextColumn("{task.description}"),
+            progress.TimeElapsedColumn(),
+        )
+        with progress.Progress(*columns, console=console) as display:
+            yield _stepper(display)
+            _finish_last(display)
+
+
+def _stepper(display: Any) -> Callable[[str], None]:  # noqa: ANN401 - rich.progress.Progress, loaded lazily
+    def on_step(step: str) -> None:
+        _finish_last(display)
+        display.add_task(step, total=1)
+
+    return on_step
+
+
+def _finish_last(display: Any) -> None:  # noqa: ANN401 - rich.progress.Progress, loaded lazily
+    if display.task_ids:
+        display.update(display.task_ids[-1], completed=1)
+
+
+def _show(conversion: Conversion, *, is_signed: bool) -> None:
+    report = conversion.report
+    click.echo(f"{report.name} {report.version} from {report.source.label}: {report.evaluation_rows} held-out rows")
+    click.echo(
+        f"{'variant':<14}{'size':>11}{'latency':>12}{'':>8}{'accuracy (95 %)':>24}{'drop':>9}{'agree':>9}{'SQNR':>10}"
+    )
+    click.echo(f"{'source':<14}{'':>31}{_interval(report.source.accuracy):>24}")
+    for variant in report.variants:
+        click.echo(_row(variant))
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    for variant in report.variants:
+        for reason in variant.gate.reasons:
+            click.echo(f"forced: {variant.name}: {reason}")
+    click.echo(f"{conversion.bundle.path}  {conversion.bundle.digest}{'' if is_signed else '  not signed; give --key'}")
+    click.echo(f"{conversion.bundle.file('report.html')}")
+
+
+def _row(variant: VariantReport) -> str:
+    speedup = f"{variant.speedup:.2f}×" if variant.speedup is not None else ""
+    drop = f"{variant.drop.points:+.2f}" if variant.drop is not None else "-"
+    agreement = f"{variant.agreement:.2%}" if variant.agreement is not None else "-"
+    noise = f"{variant.sqnr_db:.1f} dB" if variant.sqnr_db is not None else "exact"
+    return (
+        f"{variant.name:<14}{variant.size_bytes / 1000:>8.1f} kB{variant.latency_ms:>9.3f} ms{speedup:>8}"
+        f"{_interval(variant.accuracy):>24}{drop:>9}{agreement:>9}{noise:>10}"
+    )
+
+
+def _interval(accuracy: Interval | None) -> str:
+    return f"{accuracy.value:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}]" if accuracy is not None else "-"

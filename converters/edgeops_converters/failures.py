@@ -1,0 +1,97 @@
+"""What the libraries' exceptions mean to the person whose model it is: which layer, which operator, what to change."""
+
+import re
+import traceback
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_HINTS = (
+    (
+        re.compile(r"data-dependent|ConcretizationTypeError|must be statically specified|dynamic control flow"),
+        "a shape or a branch depends on the values of the input; use torch.where, a mask, or fixed sizes instead",
+    ),
+    (
+        re.compile(r"No ONNX function found|No decompositions registered|Lowering not found|not implemented for|No lowering"),
+        "the format has no form of this operator; write the layer with others, or leave it to post-processing",
+    ),
+    (
+        re.compile(r"mat1 and mat2|size mismatch|is invalid for input of size|Expected .*D .*input|Given groups"),
+        "the shape of the rows is not what this layer takes; look at the shapes in the data and at reshapes with a fixed batch",
+    ),
+    (
+        re.compile(r"expected (m1|scalar type|mat1)|must have the same dtype|Expected tensor for argument|same dtype"),
+        "the dtype of the rows is not that of the weights; most models take float32",
+    ),
+    (
+        re.compile(r"onstraint|specialized"),
+        "the model fixes the number of rows; use x.shape[0] or -1 in reshapes",
+    ),
+)  # fmt: skip
+_OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'|Lowering not found: ([\w.]+)|target=torch\.ops\.([\w.]+)\]")
+_USER_LINE = re.compile(r'File "([^"]+)", line (\d+), in (\w+)\n\s+([^\n]+)')
+_LIBRARY_PATHS = ("site-packages", "edgeops_converters")
+_MAX_CHARACTERS = 300
+
+
+def explain(error: BaseException, module: "nn.Module") -> str:
+    """One sentence for a failure while running or exporting a module.
+
+    Args:
+        error: What was raised; its causes and its traceback are read too.
+        module: The user's model, to name the layer.
+
+    Returns:
+        ``layer 'a.b' (Linear), file.py line 3: what the library says (operator …); what to change``, as far as known.
+    """
+    text = "\n".join(str(link) for link in _chain(error))
+    parts = [_layer(error, module), _line(text), _summary(error)]
+    operators = [next(filter(None, match)) for match in _OPERATOR.findall(text)]
+    if operators:
+        parts.append(f"operator {operators[-1].removesuffix('.default')}")
+    message = ": ".join(part for part in parts if part)
+    hint = next((hint for pattern, hint in _HINTS if pattern.search(text)), "")
+    return f"{message}; {hint}" if hint else message
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    links = [error]
+    while (cause := links[-1].__cause__) is not None and cause not in links:
+        links.append(cause)
+    return links
+
+
+def _summary(error: BaseException) -> str:
+    """The first telling line of the innermost cause."""
+    for link in reversed(_chain(error)):
+        for line in str(link).splitlines():
+            if line.strip() and not line.startswith(("Failed to", "- ", "#")):
+                return f"{type(link).__name__}: {line.strip()[:_MAX_CHARACTERS]}"
+    return type(error).__name__
+
+
+def _layer(error: BaseException, module: "nn.Module") -> str:
+    """The innermost layer of the user's model in whose ``forward`` it happened."""
+    names = {id(layer): name for name, layer in module.named_modules()}
+    found = ""
+    for link in _chain(error):
+        for frame in _frames(link.__traceback__):
+            layer = frame.get("self")
+            if names.get(id(layer)):
+                found = f"layer {names[id(layer)].removeprefix('module.')!r} ({type(layer).__name__})"
+    return found
+
+
+def _frames(trace: TracebackType | None) -> list[dict[str, Any]]:
+    return [frame.f_locals for frame, _ in traceback.walk_tb(trace)]
+
+
+def _line(text: str) -> str:
+    """The user's own line, where the library has kept it."""
+    lines = [match for match in _USER_LINE.findall(text) if not any(path in match[0] for path in _LIBRARY_PATHS)]
+    if not lines:
+        return ""
+    file, number, function, code = lines[-1]
+    return f"{file} line {number}, in {function}: {code.strip()}"

@@ -1,0 +1,92 @@
+"""Whether a compressed variant may ship: it must be faster than float in its format, and faithful. Pure."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+SLOWER = 1.05
+"""A variant counts as slower above this ratio; less is within the noise of a median on a shared machine."""
+
+LEAST_SQNR_DB = 15.0
+"""Where outputs are no classes, this is asked of their signal-to-noise ratio."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate says of one variant.
+
+    Attributes:
+        passed: Whether nothing speaks against it.
+        reasons: What does, with figures; recorded also when it was forced.
+        forced: Whether it ships although it did not pass.
+        measure: What was held against the limit, in words.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...] = ()
+    forced: bool = False
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one variant.
+
+    Attributes:
+        latency_ms: Median of one row; ``None`` when this machine cannot tell (another target CPU).
+        float_latency_ms: The same of the float variant of the same format.
+        drop_points: Loss of accuracy against the source, in percentage points; ``None`` without labels.
+        disagreement_points: Share of rows with another class than the source's, in percentage points; ``None`` when the
+            outputs are no classes.
+        sqnr_db: Of the raw outputs; ``None`` when they are the same.
+        finite: Whether all outputs are finite.
+    """
+
+    latency_ms: float | None
+    float_latency_ms: float | None
+    drop_points: float | None
+    disagreement_points: float | None
+    sqnr_db: float | None
+    finite: bool = True
+
+
+def is_slower(evidence: Evidence) -> bool:
+    """Whether a variant is slower than float in the same format, beyond the noise."""
+    known = evidence.latency_ms is not None and evidence.float_latency_ms is not None
+    return known and evidence.latency_ms > SLOWER * evidence.float_latency_ms  # type: ignore[operator] # both known
+
+
+def judge(evidence: Evidence, *, max_drop: float) -> Verdict:
+    """Decide about one compressed variant.
+
+    Args:
+        evidence: Its figures.
+        max_drop: The largest loss that is accepted, in percentage points.
+    """
+    reasons = []
+    if not evidence.finite:
+        reasons.append("it answers NaN or Inf where the source does not")
+    if is_slower(evidence):
+        reasons.append(
+            f"it takes {evidence.latency_ms:.3f} ms where float in the same format takes "
+            f"{evidence.float_latency_ms:.3f} ms"
+        )
+    measure, reason = _faithfulness(evidence, max_drop)
+    reasons += [reason] if reason else []
+    return Verdict(passed=not reasons, reasons=tuple(reasons), measure=measure)
+
+
+def _faithfulness(evidence: Evidence, max_drop: float) -> tuple[str, str]:
+    if evidence.drop_points is not None:
+        lost, measure = evidence.drop_points, "points of accuracy against the source model, on the same rows"
+        said = f"it loses {lost:.2f} points of accuracy where at most {max_drop:g} are accepted"
+    elif evidence.disagreement_points is not None:
+        lost, measure = (
+            evidence.disagreement_points,
+            "points of disagreement with the source model (there are no labels)",
+        )
+        said = f"it disagrees with the source on {lost:.2f} % of the rows where at most {max_drop:g} % are accepted"
+    else:
+        low = evidence.sqnr_db is not None and evidence.sqnr_db < LEAST_SQNR_DB
+        said = f"its outputs have {evidence.sqnr_db or 0:.1f} dB signal to noise where at least {LEAST_SQNR_DB:g} are asked"
+        return "signal to noise of the outputs (they are no classes)", said if low else ""
+    return measure, said if lost > max_drop + 1e-9 else ""

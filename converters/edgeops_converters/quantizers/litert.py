@@ -1,0 +1,86 @@
+"""TFLite: ai-edge-quantizer's static int8, with the float32 interface kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from edgeops.errors import RecipeError
+from edgeops.processing import Tensors
+from edgeops_converters.artifact import Artifact
+from edgeops_converters.exporters.litert import tensor_names
+from edgeops_converters.extras import load, quiet
+from edgeops_converters.targets import Target
+
+_SIGNATURE = "serving_default"
+
+
+class LitertQuantizer:
+    """Writes a fully quantised ``.tflite``; TFLite's activations are signed on every CPU."""
+
+    def quantize(
+        self,
+        source: Artifact,
+        calibration: Tensors,
+        target: Path,
+        *,
+        cpu: Target,  # noqa: ARG002 - one file serves all
+    ) -> Artifact:
+        """See :class:`edgeops_converters.quantizers.Quantizer`."""
+        quantizer, recipe = load("ai_edge_quantizer.quantizer"), load("ai_edge_quantizer.recipe")
+        operation = load("ai_edge_quantizer.qtyping").TFLOperationName
+        before_inputs, before_outputs = tensor_names(source.path)
+        keys = {name: _key(before_inputs, wire) for name, wire in source.inputs.items()}
+        try:
+            with quiet():
+                stock = quantizer.Quantizer(str(source.path))
+                stock.load_quantization_recipe(recipe.static_wi8_ai8())
+                for end in (operation.INPUT, operation.OUTPUT):
+                    # Its default moves the interface to int8, and then the variants of one bundle would differ.
+                    stock.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
+                rows = _Rows({keys[name]: array for name, array in calibration.items()}, source.batch or 1)
+                ranges = stock.calibrate({_SIGNATURE: rows}, num_threads=1)
+                result = stock.quantize(calibration_result=ranges, enable_progress_report=False)
+                target.write_bytes(bytes(result.quantized_model))
+        except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
+            raise RecipeError(f"{source.file}: ai-edge-quantizer cannot quantise it: {error}") from error
+        inputs, outputs = tensor_names(target)
+        return Artifact(
+            path=target,
+            format=source.format,
+            precision="int8",
+            batch=source.batch,
+            inputs={name: inputs[key] for name, key in keys.items()},
+            outputs={name: outputs[_key(before_outputs, wire)] for name, wire in source.outputs.items()},
+        )
+
+
+class _Rows(Sequence[dict[str, Any]]):
+    """Calibration rows as the quantizer asks for them: one batch at a time, made on demand."""
+
+    def __init__(self, tensors: Tensors, batch: int) -> None:
+        self._tensors, self._batch = tensors, batch
+        self._count = -(-len(next(iter(tensors.values()))) // batch)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        wanted = np.arange(index * self._batch, (index + 1) * self._batch)
+        return {key: array[np.minimum(wanted, len(array) - 1)] for key, array in self._tensors.items()}
+
+
+def _key(names: dict[str, str], wire: str) -> str:
+    """The name in the signature of a tensor of the graph."""
+    return next(key for key, tensor in names.items() if tensor == wire)

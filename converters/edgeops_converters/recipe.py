@@ -1,0 +1,66 @@
+"""The settings of a conversion, checked before any work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edgeops.errors import RecipeError
+from edgeops.manifest import Operator
+from edgeops_converters.exporters import EXPORTERS
+from edgeops_converters.targets import Target
+
+PRECISIONS = ("float", "int8")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to make and what to accept.
+
+    Attributes:
+        formats: Of ``onnx``, ``tflite``.
+        precisions: Of ``float``, ``int8``.
+        max_drop: Largest accepted loss against the source, in percentage points.
+        target: The CPUs that it is made for.
+        preprocess: From the caller's inputs to the model's; ``postprocess`` likewise for outputs.
+        labels: Class names by index.
+        stratum_attribute: Device attribute whose values are the strata of the evaluation data.
+        force: Whether a variant that the gate refuses is kept all the same.
+    """
+
+    formats: tuple[str, ...]
+    precisions: tuple[str, ...]
+    max_drop: float
+    target: Target
+    preprocess: tuple[Operator, ...] = ()
+    postprocess: tuple[Operator, ...] = ()
+    labels: tuple[str, ...] = ()
+    stratum_attribute: str = ""
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("formats", self.formats, tuple(EXPORTERS))
+        _check_choice("precisions", self.precisions, PRECISIONS)
+        if not 0 <= self.max_drop <= 100:  # noqa: PLR2004 - percentage points
+            raise RecipeError(f"max_drop: expected 0 to 100 percentage points, got {self.max_drop}")
+        if len(set(self.labels)) != len(self.labels):
+            raise RecipeError("labels: expected different names, one for each class")
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings for the lineage."""
+        return {
+            "formats": list(self.formats),
+            "precisions": list(self.precisions),
+            "max_drop": self.max_drop,
+            "target": str(self.target),
+            "activations": "uint8" if self.target is Target.X86 else "int8",
+            "stratum_attribute": self.stratum_attribute,
+            "force": self.force,
+            "preprocess": msgspec.to_builtins(self.preprocess),
+            "postprocess": msgspec.to_builtins(self.postprocess),
+        }
+
+
+def _check_choice(what: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(known):
+        raise RecipeError(f"{what}: expected one or more of {', '.join(known)}, got {', '.join(chosen) or 'none'}")

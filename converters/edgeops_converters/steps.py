@@ -1,0 +1,28 @@
+"""The steps of a conversion: told as they begin, and timed."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+
+class Steps:
+    """Tells a listener what begins and keeps how long each step took.
+
+    Args:
+        on_step: Called with the name of a step when it begins; ``None`` tells nobody.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(self, on_step: Callable[[str], None] | None, *, clock: Callable[[], float]) -> None:
+        self._on_step, self._clock = on_step, clock
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """One step; durations of the same name add up."""
+        if self._on_step is not None:
+            self._on_step(name)
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + self._clock() - begin, 3)
