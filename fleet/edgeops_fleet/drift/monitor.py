@@ -8,6 +8,7 @@ are left to others.
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -65,7 +66,7 @@ class _Tracked:
 
 
 class DriftMonitor:
-    """Watches everything that reports profiles.
+    """Watches everything that reports profiles. It may be fed and asked from different threads.
 
     Args:
         settings: The knobs.
@@ -78,6 +79,7 @@ class DriftMonitor:
         self._references: dict[str, tuple[str, Reference, Callable[[str], Bets]]] = {}
         self._tracked: dict[_Key, _Tracked] = {}
         self._slot = -(2**62)
+        self._lock = threading.Lock()
 
     def observe(self, observation: WindowObservation) -> bool:
         """Take in what a device counted.
@@ -86,26 +88,28 @@ class DriftMonitor:
             Whether it was counted. It was not when its bundle has no reference, when it counted into the bins of another
             reference, or when the counts cannot be; the last two are logged.
         """
-        if not math.isfinite(observation.time) or not self._fits(observation):
-            return False
-        slot = math.floor(observation.time / self.settings.window_s)
-        for scope in self._scopes(observation):
-            self._add(scope, observation, slot)
-        if slot > self._slot:
-            self._slot = slot
-            self._close()
-        return True
+        with self._lock:
+            if not math.isfinite(observation.time) or not self._fits(observation):
+                return False
+            slot = math.floor(observation.time / self.settings.window_s)
+            for scope in self._scopes(observation):
+                self._add(scope, observation, slot)
+            if slot > self._slot:
+                self._slot = slot
+                self._close()
+            return True
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """One for each scope and version that is still reported: the fleet first, then cohorts, then devices, by name."""
         levels = list(Level)
-        kept = sorted(
-            self._tracked.items(),
-            key=lambda item: (levels.index(item[0].scope.level), item[0].scope, item[0].model, item[1].version),
-        )
-        for key, tracked in kept:
-            tracked.verdict = tracked.verdict or _verdict(key, tracked)
-        return tuple(tracked.verdict for _, tracked in kept if tracked.verdict)
+        with self._lock:
+            kept = sorted(
+                self._tracked.items(),
+                key=lambda item: (levels.index(item[0].scope.level), item[0].scope, item[0].model, item[1].version),
+            )
+            for key, tracked in kept:
+                tracked.verdict = tracked.verdict or _verdict(key, tracked)
+            return tuple(tracked.verdict for _, tracked in kept if tracked.verdict)
 
     def _fits(self, observation: WindowObservation) -> bool:
         if observation.digest not in self._references:
@@ -214,6 +218,7 @@ def _verdict(key: _Key, tracked: _Tracked) -> Verdict:
         since=stream.since,
         onset=stream.onset,
         windows_to_detection=stream.windows_to_detection,
+        rows_to_detection=stream.rows_to_detection,
         alarms=stream.alarms,
         signals=signals,
         reason="",

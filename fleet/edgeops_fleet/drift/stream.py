@@ -77,7 +77,7 @@ class Stream:
         self._fresh_rows = 0
         self._shares = np.zeros(len(self._layout.scores))
         self._recent: deque[Window] = deque(maxlen=settings.recent_windows)
-        self._starts: deque[float] = deque(maxlen=HISTORY)
+        self._past: deque[tuple[float, int]] = deque(maxlen=HISTORY)
         self.state = DriftState.NOT_ENOUGH_DATA
         self.history: deque[float] = deque(maxlen=HISTORY)
         self.threshold = math.log10(settings.false_alarm_windows)
@@ -88,6 +88,7 @@ class Stream:
         self.since = 0.0
         self.onset: float | None = None
         self.windows_to_detection: int | None = None
+        self.rows_to_detection: int | None = None
 
     def absorb(self, window: Window, *, streams: int = 1) -> None:
         """Take in a closed window; one without rows says nothing, and no time passes for the detector.
@@ -104,7 +105,7 @@ class Stream:
         self.windows += 1
         self._fresh_rows += window.rows
         self._recent.append(window)
-        self._starts.append(window.start)
+        self._past.append((window.start, window.rows))
         limit = log_threshold(self._settings.false_alarm_windows, streams)
         level = self._detector.update(evidence)
         self.threshold = limit / math.log(10)
@@ -143,7 +144,7 @@ class Stream:
             if enough and self._is_back():
                 self._recent = deque(self._fresh_windows(), maxlen=settings.recent_windows)
                 self.state, self.since = DriftState.OK, time
-                self.onset = self.windows_to_detection = None
+                self.onset = self.windows_to_detection = self.rows_to_detection = None
         elif enough and self.state is DriftState.NOT_ENOUGH_DATA:
             self.state, self.since = DriftState.OK, time
         if self.state is not DriftState.DRIFT:
@@ -156,7 +157,8 @@ class Stream:
             windows = self._detector.windows - self._detector.onset()
             self.state, self.since = DriftState.DRIFT, time
             self.windows_to_detection = windows
-            self.onset = self._starts[max(len(self._starts) - windows, 0)]
+            since_onset = list(self._past)[-windows:]
+            self.onset, self.rows_to_detection = since_onset[0][0], sum(rows for _, rows in since_onset)
             self._recent = deque(list(self._recent)[-windows:], maxlen=self._settings.recent_windows)
         self._detector = Detector(self._layout.log_weights)
         self._fresh_rows = 0

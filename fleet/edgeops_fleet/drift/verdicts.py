@@ -91,6 +91,7 @@ class Verdict:
         since: When the state began: Unix time in seconds, the end of the window that decided.
         onset: When the change seems to have begun, Unix time in seconds: the start of that window; ``None`` without drift.
         windows_to_detection: Windows with rows from the onset to the alarm, both included; ``None`` without drift.
+        rows_to_detection: Rows in those windows, as far as they are remembered.
         alarms: How often the detector has fired since the first window; it starts again after each time.
         signals: All signals, largest share of the evidence first.
         reason: All of this in a sentence.
@@ -112,6 +113,7 @@ class Verdict:
     since: float
     onset: float | None
     windows_to_detection: int | None
+    rows_to_detection: int | None
     alarms: int
     signals: tuple[SignalView, ...]
     reason: str
