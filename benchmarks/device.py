@@ -53,9 +53,7 @@ def measure(subject: Subject, rounds: int) -> list[Figure]:  # noqa: ARG001 - th
                 "trial": {"probation_requests": 0, "probation_s": 0.1},
                 "gate": {"when_unproven": "unanimous"},
             }
-            wait_until(
-                lambda agent=agent, engine=engine: _is_online(operator, engine), timeout_s=30, what=f"{engine} online"
-            )
+            wait_until(lambda engine=engine: _is_online(operator, engine), timeout_s=30, what=f"{engine} online")
             rollout = operator.post("/api/v1/rollouts", order)["id"]
             wait_until(
                 lambda rollout=rollout: operator.get(f"/api/v1/rollouts/{rollout}")["state"] == "completed",
@@ -68,7 +66,7 @@ def measure(subject: Subject, rounds: int) -> list[Figure]:  # noqa: ARG001 - th
 
 
 def _figures(engine: str, agent: Program, data: Path, start: Callable[[], Program]) -> list[Figure]:
-    agent_kb, worker_kb = _resident_kb(agent.pid), sum(_resident_kb(child) for child in _children(agent.pid))
+    agent_kb, worker_kb = _resident_kb(agent.pid), sum(map(_resident_kb, agent.children))
     starts = []
     for _ in range(_STARTS):
         agent.ask_to_stop()
@@ -134,7 +132,3 @@ def _first_answer(agent: Program, address: Path) -> None:
 def _resident_kb(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

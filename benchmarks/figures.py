@@ -51,8 +51,8 @@ class Figure:
 def interleaved_us(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median microseconds of one call of each candidate.
 
-    Candidates take turns, so that a neighbour on the machine meets all of them alike; the first call of a turn is left out, since it
-    finds the caches full of another's data.
+    Candidates take turns, so that a neighbour on the machine meets all of them alike. The first call of a turn is left out, since
+    it finds the caches full of another's data.
     """
     clock = time.perf_counter_ns
     taken: dict[str, list[int]] = {name: [] for name in calls}

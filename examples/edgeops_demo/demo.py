@@ -237,7 +237,7 @@ class Demo:
         )
 
     def _roll_out_bad(self) -> None:
-        self._convert(ExposureCompensated(self._network), BAD)
+        self._convert(ExposureCompensated(self._network).eval(), BAD)
         self._story.tell(f"{BAD} passed the converter's gate: the exam has no picture of the sun")
         self._roll_out(BAD)
         found = self.report.rollouts[BAD]

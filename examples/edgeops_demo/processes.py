@@ -43,6 +43,11 @@ class Program:
         return self._process.pid
 
     @property
+    def children(self) -> list[int]:
+        """The ids of the processes that it started."""
+        return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    @property
     def is_running(self) -> bool:
         """Whether the process has not ended."""
         return self._process.poll() is None

@@ -1,0 +1,168 @@
+"""A whole fleet in real processes: a server with one of two brokers, agents with workers, and cameras that ask them."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeops.bundle import Bundle
+from edgeops.signing import SigningKey
+from edgeops_demo.people import Operator, wait_until
+from edgeops_demo.processes import Program, Programs
+
+GROUP = "cameras"
+TRIAL = {
+    "shadow_requests": 8,
+    "probation_requests": 5,
+    "probation_s": 0.5,
+    "deadline_s": 60.0,
+    "max_latency_ratio": 50.0,
+}
+_AGENT = """\
+data = "{data}"
+listen = "127.0.0.1:0"
+telemetry_window_s = 0.5
+server = "{server}"
+device = "{device}"
+token = "{token}"
+"""
+
+
+class Fleet:
+    """A server and devices that can be killed and started again.
+
+    Args:
+        directory: Everything is below it.
+        programs: Where processes are started.
+        key: The release key.
+        broker: ``embedded`` or ``mqtt://host:port``.
+    """
+
+    def __init__(self, directory: Path, programs: Programs, *, key: SigningKey, broker: str) -> None:
+        self.directory, self._programs = directory, programs
+        self._settings = directory / "fleet.toml"
+        self._settings.write_text(
+            f'fleet = "loop"\nlisten = "127.0.0.1:0"\nmqtt_port = 0\nbroker = "{broker}"\n'
+            f'release_keys = ["{key.public.text}"]\n[controller]\ntick_s = 0.2\n'
+        )
+        self.agents: dict[str, Program] = {}
+        self.server = self.start_server()
+
+    @property
+    def server_data(self) -> Path:
+        return self.directory / "server"
+
+    def start_server(self) -> Program:
+        ready = self.server_data / "server.json"
+        ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "edgeops", "fleet", "up", "--config", str(self._settings)]
+        self.server = self._programs.start("server", *command, "--data", str(self.server_data))
+        self.url = json.loads(self.server.wait_for(ready, timeout_s=60))["url"]
+        self.operator = Operator(self.url, (self.server_data / "operator.token").read_text().strip())
+        return self.server
+
+    def start_device(
+        self, device: str, *, python: Path = Path(sys.executable), attributes: dict[str, Any] | None = None
+    ) -> Program:
+        config = self.directory / f"{device}.toml"
+        if not config.exists():
+            body = {"group": GROUP, "attributes": attributes or {}, "uses": 1, "ttl_s": 600}
+            token = self.operator.post("/api/v1/tokens", body)["token"]
+            config.write_text(_AGENT.format(data=self.data(device), server=self.url, device=device, token=token))
+        self.agents[device] = self._programs.start(
+            device, str(python), "-m", "edgeops_runtime", "run", "--config", str(config)
+        )
+        return self.agents[device]
+
+    def data(self, device: str) -> Path:
+        return self.directory / "devices" / device
+
+    def address(self, device: str) -> str:
+        return self.agents[device].wait_for(self.data(device) / "address", timeout_s=30).strip()
+
+    def devices(self) -> dict[str, dict[str, Any]]:
+        return {device["id"]: device for device in self.operator.get("/api/v1/devices")["devices"]}
+
+    def wait_online(self) -> None:
+        wait_until(
+            lambda: {name for name, device in self.devices().items() if device["online"]} >= set(self.agents),
+            timeout_s=60,
+            what=f"{sorted(self.agents)} online",
+            on_timeout=lambda: "\n".join(agent.tail() for agent in self.agents.values()),
+        )
+
+    def roll_out(self, bundle: Bundle, *, waves: list[dict[str, Any]] | None = None) -> str:
+        self.operator.publish(bundle)
+        return self.start_rollout(bundle, waves=waves)
+
+    def start_rollout(self, bundle: Bundle, *, waves: list[dict[str, Any]] | None = None) -> str:
+        order = {
+            "group": GROUP,
+            "model": bundle.manifest.name,
+            "version": bundle.manifest.version,
+            "waves": waves or [{"devices": 1}, {"percent": 100}],
+            "soak_s": 0.3,
+            "trial": TRIAL,
+            "gate": {"when_unproven": "unanimous", "max_latency_ratio": 50.0},
+        }
+        return str(self.operator.post("/api/v1/rollouts", order)["id"])
+
+    def rollout(self, rollout: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.operator.get(f"/api/v1/rollouts/{rollout}")
+        return found
+
+    def wait_rollout(self, rollout: str, *states: str, timeout_s: float = 90) -> dict[str, Any]:
+        wait_until(
+            lambda: self.rollout(rollout)["state"] in states,
+            timeout_s=timeout_s,
+            what=f"rollout {states}",
+            on_timeout=lambda: json.dumps(self.rollout(rollout), indent=1),
+        )
+        return self.rollout(rollout)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path / "logs") as running:
+        yield running
+
+
+@pytest.fixture(params=["iotcore", "mosquitto"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path, programs: Programs) -> str:
+    """The URL of the broker for a server: its own, or mosquitto beside it."""
+    return "embedded" if request.param == "iotcore" else start_mosquitto(tmp_path, programs)
+
+
+@pytest.fixture
+def new_fleet(tmp_path: Path, programs: Programs, release_key: SigningKey) -> Callable[[str], Fleet]:
+    return lambda broker: Fleet(tmp_path, programs, key=release_key, broker=broker)
+
+
+def start_mosquitto(directory: Path, programs: Programs) -> str:
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        if os.environ.get("EDGEOPS_REQUIRE_MOSQUITTO"):
+            pytest.fail("mosquitto is not installed, and EDGEOPS_REQUIRE_MOSQUITTO asks for it")
+        pytest.skip("mosquitto is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = directory / "mosquitto.conf"
+    settings.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\n"
+    )
+    programs.start("mosquitto", program, "-c", str(settings))
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return f"mqtt://127.0.0.1:{port}"
+        time.sleep(0.02)
+    raise RuntimeError("mosquitto does not listen")
