@@ -1,0 +1,193 @@
+"""The command ``edgeops-agent``: join a fleet, run, show the state; what happens then is :mod:`edgeops_runtime.agent`'s."""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edgeops import __version__
+from edgeops.__main__ import run as run_command
+from edgeops.errors import ConfigError, InputError
+from edgeops.link import Link
+from edgeops.mqtt import MqttLink
+from edgeops.selection import Attribute
+from edgeops.topics import check_name
+from edgeops_runtime.agent import ADDRESS_FILE, LOCK_FILE, Agent
+from edgeops_runtime.config import Config, load_config
+from edgeops_runtime.desired import DesiredState
+from edgeops_runtime.host import installed_engines
+from edgeops_runtime.identity import Identity, enrol, is_enrolled, load_identity
+from edgeops_runtime.slots import SlotStore
+
+logger = logging.getLogger(__name__)
+
+_CONFIG_OPTION = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The agent.toml."
+)
+
+
+@click.group()
+@click.version_option(__version__, prog_name="edgeops-agent")
+def edgeops_agent() -> None:
+    """Keep a model serving on this device, as the fleet wants it."""
+
+
+@edgeops_agent.command("enrol")
+@click.option("--server", required=True, help="Base URL of the fleet's server.")
+@click.option("--token", required=True, help="One-time token from `edgeops fleet token`.")
+@click.option("--device", required=True, help="The id that this device is to have.")
+@click.option("--data", required=True, type=click.Path(path_type=Path, file_okay=False), help="The agent's directory.")
+@click.option(
+    "--attribute", "attributes", multiple=True, metavar="KEY=VALUE", help="Something that rollouts can ask for."
+)
+@click.option("--listen", default="127.0.0.1:8101", show_default=True, help="Where inferences will be served.")
+def enrol_command(
+    *, server: str, token: str, device: str, data: Path, attributes: tuple[str, ...], listen: str
+) -> None:
+    """Join a fleet: make a key pair, use up the token, write identity.json and, where there is none, agent.toml."""
+    config = Config(data=str(data), listen=listen)
+    identity = enrol(
+        config.directory, server=server, token=token, device=device, attributes=_attributes(attributes, config)
+    )
+    path = config.directory / "agent.toml"
+    if not path.exists():
+        path.write_bytes(msgspec.toml.encode({"data": str(config.directory), "listen": listen}))
+    click.echo(f"{identity.device} is in fleet {identity.fleet}, group {identity.group}")
+    click.echo(f"start it with: edgeops-agent run --config {path}")
+
+
+@edgeops_agent.command("run")
+@_CONFIG_OPTION
+def run_agent(*, config_path: Path) -> None:
+    """Run in the foreground, until SIGTERM or Ctrl-C."""
+    config = load_config(config_path)
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    identity = _identity(config, config_path)
+    agent = Agent(config, identity, _link(identity))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: agent.stop())
+    logger.info("%s serves at %s", identity.device, agent.address)
+    agent.run()
+
+
+@edgeops_agent.command("status")
+@_CONFIG_OPTION
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def status_command(*, config_path: Path, as_json: bool) -> None:
+    """Show the state on disk; the agent need not run."""
+    state = read_status(load_config(config_path))
+    if as_json:
+        click.echo(json.dumps(state, indent=2))
+        return
+    for key, value in state.items():
+        click.echo(f"{key:<12} {_in_words(value)}")
+
+
+def read_status(config: Config) -> dict[str, Any]:
+    """The state of an agent from its files, as JSON values.
+
+    Raises:
+        ConfigError: The device is not enrolled.
+    """
+    directory = config.directory
+    identity = load_identity(directory)
+    slots = SlotStore(directory).slots
+    desired = DesiredState(directory, identity)
+    return {
+        "device": identity.device,
+        "fleet": identity.fleet,
+        "group": identity.group,
+        "running": _is_running(directory),
+        "address": _read(directory / ADDRESS_FILE),
+        "boot": int(_read(directory / "boot") or 0),
+        "engines": installed_engines(),
+        "generation": desired.generation,
+        "model": slots.model or None,
+        "current": msgspec.to_builtins(slots.current),
+        "previous": msgspec.to_builtins(slots.previous),
+        "candidate": msgspec.to_builtins(slots.candidate),
+        "quarantine": slots.quarantine,
+        "outbox_bytes": sum(path.stat().st_size for path in (directory / "outbox").glob("*.log")),
+    }
+
+
+def _identity(config: Config, config_path: Path) -> Identity:
+    directory = config.directory
+    if not is_enrolled(directory) and config.server:
+        if not (config.token and config.device):
+            raise ConfigError(f"{config_path}: device, token: expected both beside server, for the enrolment")
+        return enrol(
+            directory,
+            server=config.server,
+            token=config.token,
+            device=config.device,
+            attributes=_attributes((), config),
+        )
+    return load_identity(directory)
+
+
+def _attributes(pairs: tuple[str, ...], config: Config) -> dict[str, Attribute]:
+    """What the device says of itself: the machine, then the configuration, then the command line."""
+    engines = installed_engines()
+    usable = [engine for engine in config.engines or engines if engine in engines]
+    attributes: dict[str, Attribute] = {"arch": platform.machine(), "cpus": os.cpu_count() or 1}
+    if usable:
+        attributes["engine"] = usable[0]
+    attributes |= config.attributes
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--attribute: expected KEY=VALUE, got {pair!r}")
+        attributes[check_name("attribute", key)] = value
+    return attributes
+
+
+def _link(identity: Identity) -> Link:
+    enrolment = identity.enrolment
+    return MqttLink(
+        enrolment.broker_host,
+        enrolment.broker_port,
+        client_id=f"edgeops-{identity.fleet}-{identity.device}",
+        username=enrolment.username,
+        password=enrolment.password,
+    )
+
+
+def _is_running(directory: Path) -> bool:
+    try:
+        with (directory / LOCK_FILE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner not in ("", None)) or "-"
+    return "-" if value is None else str(value)
+
+
+def main() -> None:
+    """Entry point of ``edgeops-agent``."""
+    run_command(edgeops_agent, "edgeops-agent")
+
+
+if __name__ == "__main__":
+    main()

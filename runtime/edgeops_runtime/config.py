@@ -1,0 +1,106 @@
+"""``agent.toml``: the settings of one agent, read and checked; nothing here touches the network or starts anything."""
+
+import ipaddress
+from pathlib import Path
+
+import msgspec
+
+from edgeops.errors import ConfigError
+from edgeops.selection import Attribute
+from edgeops.topics import check_name
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_MIN_OUTBOX_BYTES = 64 << 10
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings of an agent.
+
+    Attributes:
+        data: Directory that belongs to this agent alone: identity, slots, blobs, outbox.
+        listen: ``host:port`` or ``unix:/path``, where inferences are served; port 0 takes a free one and keeps it.
+        model: The model to run; empty: the first that the desired state names.
+        engines: Engines that may be used, the preferred first; empty: all that are installed.
+        threads: Threads of one inference.
+        telemetry_window_s: Length of a telemetry window, in seconds.
+        capture: Whether inputs may leave the device when a command asks for samples.
+        outbox_bytes: Most that unsent records may take on disk.
+        worker_memory_mb: Memory at which a worker's allocations fail, so that it dies and not the board; ``None``: no limit.
+        attributes: What this device says of itself; those of the enrolment win.
+        server: Base URL, for enrolment at the first start; with ``device`` and ``token``.
+    """
+
+    data: str
+    listen: str = "127.0.0.1:8101"
+    model: str = ""
+    engines: tuple[str, ...] = ()
+    threads: int = 1
+    telemetry_window_s: float = 60.0
+    capture: bool = False
+    outbox_bytes: int = 64 << 20
+    worker_memory_mb: int | None = None
+    attributes: dict[str, Attribute] = {}
+    log_level: str = "info"
+    server: str = ""
+    device: str = ""
+    token: str = ""
+
+    def __post_init__(self) -> None:
+        parse_listen(self.listen)
+        _require(bool(self.data), "data", "a directory", self.data)
+        _require(self.threads >= 1, "threads", "1 or more", self.threads)
+        _require(self.telemetry_window_s > 0, "telemetry_window_s", "more than 0", self.telemetry_window_s)
+        _require(
+            self.outbox_bytes >= _MIN_OUTBOX_BYTES, "outbox_bytes", f"{_MIN_OUTBOX_BYTES} or more", self.outbox_bytes
+        )
+        _require(self.worker_memory_mb is None or self.worker_memory_mb > 0, "worker_memory_mb", "more than 0", 0)
+        _require(self.log_level in LOG_LEVELS, "log_level", " | ".join(LOG_LEVELS), self.log_level)
+        if self.model:
+            check_name("model", self.model)
+
+    @property
+    def directory(self) -> Path:
+        """``data`` as an absolute path."""
+        return Path(self.data).expanduser().absolute()
+
+
+def load_config(path: Path) -> Config:
+    """Read ``agent.toml``.
+
+    Raises:
+        ConfigError: The file is missing or no TOML, a key is unknown or missing, or a value is wrong; it names both.
+    """
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Config)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_listen(listen: str) -> tuple[str, int] | Path:
+    """The host and port, or the path of the Unix socket, of a ``listen`` setting.
+
+    Raises:
+        ConfigError: It is neither ``host:port`` nor ``unix:/path``.
+    """
+    if listen.startswith("unix:/"):
+        return Path(listen.removeprefix("unix:"))
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not port.isdigit() or int(port) > 65535 or not _is_host(host):  # noqa: PLR2004 - the last port
+        raise ConfigError(f"listen: expected 'address:port' or 'unix:/path', got {listen!r}")
+    return host, int(port)
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
+def _require(holds: bool, key: str, expected: str, got: object) -> None:  # noqa: FBT001 - reads as a claim
+    if not holds:
+        raise ConfigError(f"{key}: expected {expected}, got {got!r}")

@@ -1,0 +1,419 @@
+"""The life of one deployment, from the offer to its end, as a pure state machine: a deployment and an event in, the next one and
+what to do out. Doing it is left to :mod:`edgeops_runtime.deployer`.
+
+::
+
+    offered → downloading → verified → trial (start → golden → recent → shadow) → probation → committed
+                  │                      │ dies: started again, until the attempts are used up
+                  ▼                      ▼                                            │
+        failed, rejected, expired     rolled_back  ◀───────────────────────────────────
+
+Before the switch (the step into probation) the incumbent has all the traffic and a failure costs nothing; after it, the incumbent
+waits, paused and warm, until the commit.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from edgeops.messages import DeploymentState, ReasonClass, Trial
+from edgeops_runtime.slots import Candidate
+
+STEP_TIMEOUT_S = 60.0
+"""A worker that has not answered for so long hangs, and counts as dead."""
+
+RECENT_WAIT_S = 10.0
+"""How long the incumbent may take to have seen enough requests for the shadow; then those that it has are taken."""
+
+QUIET_FACTOR = 6.0
+"""Without enough traffic, probation lasts this many times ``probation_s``; then the golden test and the silence have to do."""
+
+LATENCY_SLACK_MS = 5.0
+"""A candidate that is slower by less than this is not called slow, whatever the ratio: below it the machine's noise decides."""
+
+
+class Step(StrEnum):
+    """What is under way."""
+
+    FETCH = "fetch"
+    START = "start"
+    GOLDEN = "golden"
+    RECENT = "recent"
+    SHADOW = "shadow"
+    SWITCH = "switch"
+    PROBATION = "probation"
+    DONE = "done"
+
+
+class Action(StrEnum):
+    """What the shell has to do."""
+
+    FETCH = "fetch"
+    START = "start"
+    """Count the attempt on disk, then start the candidate's worker."""
+    ASK_GOLDEN = "ask_golden"
+    ASK_RECENT = "ask_recent"
+    ASK_RECENT_AGAIN = "ask_recent_again"
+    """In a second."""
+    ASK_SHADOW = "ask_shadow"
+    SWITCH = "switch"
+    """The candidate serves; once it does, the incumbent pauses."""
+    WATCH = "watch"
+    """Pause the incumbent, and ask the candidate for figures again and again."""
+    COMMIT = "commit"
+    DROP = "drop"
+    """Stop the candidate; the incumbent serves, as it did or again."""
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """The bundle is there and verified."""
+
+    variant: str
+    engine: str
+
+
+class FetchEnded(msgspec.Struct, frozen=True):
+    """It will not come."""
+
+    reason_class: ReasonClass
+    reason: str
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The candidate's worker has loaded and warmed up."""
+
+
+class Died(msgspec.Struct, frozen=True):
+    """The candidate's worker is gone, or could not load."""
+
+    reason: str
+
+
+class GoldenDone(msgspec.Struct, frozen=True):
+    """The golden inputs came out."""
+
+    passed: bool
+    reason: str = ""
+
+
+class RecentDone(msgspec.Struct, frozen=True):
+    """The incumbent wrote so many of its last requests."""
+
+    count: int
+
+
+class ShadowDone(msgspec.Struct, frozen=True, kw_only=True):
+    """The candidate answered what the incumbent had answered; ``incumbent_ms`` is the incumbent's live median."""
+
+    answered: int
+    failed: int
+    not_finite: int
+    agreement: float | None
+    latency_ms: float | None
+    incumbent_ms: float | None
+    reason: str = ""
+
+
+class Switched(msgspec.Struct, frozen=True):
+    """The candidate accepts requests."""
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """Live figures since the switch; latencies are p95 in milliseconds."""
+
+    requests: int = 0
+    errors: int = 0
+    not_finite: int = 0
+    latency_ms: float | None = None
+    incumbent_ms: float | None = None
+
+
+class Withdrawn(msgspec.Struct, frozen=True):
+    """The desired state no longer wants it."""
+
+    reason: str
+
+
+class Impossible(msgspec.Struct, frozen=True):
+    """The device cannot go on with it, for example because its disk is full."""
+
+    reason: str
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed."""
+
+
+Event = (
+    Fetched
+    | FetchEnded
+    | Ready
+    | Died
+    | GoldenDone
+    | RecentDone
+    | ShadowDone
+    | Switched
+    | Figures
+    | Withdrawn
+    | Impossible
+    | Tick
+)
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """One deployment.
+
+    Attributes:
+        began: Monotonic time of the offer, in seconds; ``step_began`` of the step.
+        has_incumbent: Whether another version serves meanwhile.
+        is_known: It has been committed here before, so going back to it is not held to what the newer one could do.
+        attempt: Starts of its worker so far.
+        figures: What was measured, for the log.
+    """
+
+    version: str
+    digest: str
+    url: str
+    rollout: str | None
+    generation: int
+    trial: Trial
+    began: float
+    step_began: float
+    has_incumbent: bool
+    is_known: bool = False
+    state: DeploymentState = DeploymentState.OFFERED
+    step: Step = Step.FETCH
+    variant: str = ""
+    engine: str = ""
+    attempt: int = 0
+    reason_class: ReasonClass | None = None
+    reason: str = ""
+    figures: dict[str, float] = {}
+
+    @property
+    def is_switched(self) -> bool:
+        """Whether the candidate has the traffic, or is about to get it."""
+        return self.step in {Step.SWITCH, Step.PROBATION}
+
+    @property
+    def is_defect(self) -> bool:
+        """Whether it ended because the model is bad, and must not be tried again."""
+        return self.state is DeploymentState.ROLLED_BACK and self.reason_class is ReasonClass.DEFECT
+
+    def as_candidate(self, now: float) -> Candidate:
+        """What is kept on disk."""
+        return Candidate(
+            version=self.version,
+            digest=self.digest,
+            url=self.url,
+            rollout=self.rollout,
+            generation=self.generation,
+            trial=self.trial,
+            variant=self.variant,
+            engine=self.engine,
+            phase=self.state,
+            attempts=self.attempt,
+            elapsed_s=now - self.began,
+        )
+
+
+Outcome = tuple[Deployment, tuple[Action, ...]]
+
+
+def offer(candidate: Candidate, *, now: float, has_incumbent: bool, is_known: bool) -> Outcome:
+    """Begin, or begin again after a restart: attempts and time go on from what is on disk.
+
+    A candidate whose starts are used up took the agent or the board with it each time; it is rolled back unseen.
+    """
+    deployment = Deployment(
+        version=candidate.version,
+        digest=candidate.digest,
+        url=candidate.url,
+        rollout=candidate.rollout,
+        generation=candidate.generation,
+        trial=candidate.trial,
+        began=now - candidate.elapsed_s,
+        step_began=now,
+        has_incumbent=has_incumbent,
+        is_known=is_known,
+        attempt=candidate.attempts,
+    )
+    if candidate.attempts >= max(candidate.trial.attempts, 1):
+        return _roll_back(deployment, f"{candidate.attempts} starts ended without a commit")
+    return deployment, (Action.FETCH,)
+
+
+def step(deployment: Deployment, event: Event, *, now: float) -> Outcome:  # noqa: PLR0911 - one line for each event
+    """What an event makes of a deployment."""
+    if deployment.step is Step.DONE:
+        return deployment, ()
+    match event:
+        case Withdrawn():
+            return _withdrawn(deployment, event.reason)
+        case Impossible():
+            return _end(deployment, DeploymentState.FAILED, ReasonClass.ENVIRONMENT, event.reason)
+        case Died():
+            return _died(deployment, event.reason, now)
+        case Tick():
+            return _tick(deployment, now)
+        case Fetched() | FetchEnded() if deployment.step is Step.FETCH:
+            return _fetched(deployment, event, now)
+        case Ready() if deployment.step is Step.START:
+            return _go(deployment, Step.GOLDEN, now), (Action.ASK_GOLDEN,)
+        case GoldenDone() if deployment.step is Step.GOLDEN:
+            return _golden(deployment, event, now)
+        case RecentDone() if deployment.step is Step.RECENT:
+            return _recent(deployment, event, now)
+        case ShadowDone() if deployment.step is Step.SHADOW:
+            return _shadow(deployment, event, now)
+        case Switched() if deployment.step is Step.SWITCH:
+            return _go(deployment, Step.PROBATION, now, state=DeploymentState.PROBATION), (Action.WATCH,)
+        case Figures() if deployment.step is Step.PROBATION:
+            return _probation(deployment, event, now)
+        case _:
+            return deployment, ()  # An answer to a question that is no longer asked.
+
+
+def downloading(deployment: Deployment) -> Deployment:
+    """Bytes are needed: the bundle is not on the device yet."""
+    return msgspec.structs.replace(deployment, state=DeploymentState.DOWNLOADING)
+
+
+def _fetched(deployment: Deployment, event: Fetched | FetchEnded, now: float) -> Outcome:
+    if isinstance(event, FetchEnded):
+        refused = event.reason_class in {ReasonClass.INCOMPATIBLE, ReasonClass.SECURITY}
+        state = DeploymentState.REJECTED if refused else DeploymentState.FAILED
+        return _end(deployment, state, event.reason_class, event.reason)
+    ready = msgspec.structs.replace(deployment, variant=event.variant, engine=event.engine)
+    return _start(_go(ready, Step.START, now, state=DeploymentState.VERIFIED), now)
+
+
+def _start(deployment: Deployment, now: float) -> Outcome:
+    counted = msgspec.structs.replace(deployment, attempt=deployment.attempt + 1)
+    return _go(counted, Step.START, now), (Action.START,)
+
+
+def _golden(deployment: Deployment, event: GoldenDone, now: float) -> Outcome:
+    if not event.passed:
+        return _roll_back(deployment, f"golden test: {event.reason or 'failed'}")
+    if deployment.has_incumbent and deployment.trial.shadow_requests > 0 and not deployment.is_known:
+        return _go(deployment, Step.RECENT, now), (Action.ASK_RECENT,)
+    return _go(deployment, Step.SWITCH, now), (Action.SWITCH,)
+
+
+def _recent(deployment: Deployment, event: RecentDone, now: float) -> Outcome:
+    is_late = now - deployment.step_began >= RECENT_WAIT_S
+    if event.count < deployment.trial.shadow_requests and not is_late:
+        return deployment, (Action.ASK_RECENT_AGAIN,)
+    if event.count == 0:
+        return _go(deployment, Step.SWITCH, now), (Action.SWITCH,)
+    return _go(deployment, Step.SHADOW, now), (Action.ASK_SHADOW,)
+
+
+def _shadow(deployment: Deployment, event: ShadowDone, now: float) -> Outcome:
+    trial = deployment.trial
+    measured = {"shadow_answered": float(event.answered), "shadow_failed": float(event.failed)}
+    if event.agreement is not None:
+        measured["agreement"] = event.agreement
+    if event.latency_ms is not None:
+        measured["shadow_ms"] = event.latency_ms
+    known = _with_figures(deployment, measured)
+    if event.failed or event.not_finite:
+        return _roll_back(
+            known, f"shadow: {event.failed} failed and {event.not_finite} not finite of {event.answered} {event.reason}"
+        )
+    if event.agreement is not None and event.agreement < trial.min_agreement:
+        return _roll_back(
+            known, f"shadow: agrees with the version before on {event.agreement:.1%}, needs {trial.min_agreement:.1%}"
+        )
+    if _is_slow(event.latency_ms, event.incumbent_ms, trial.max_latency_ratio):
+        return _roll_back(known, f"shadow: {_slowness(event.latency_ms, event.incumbent_ms, trial)}")
+    return _go(known, Step.SWITCH, now), (Action.SWITCH,)
+
+
+def _probation(deployment: Deployment, event: Figures, now: float) -> Outcome:
+    trial = deployment.trial
+    measured = {
+        "requests": float(event.requests),
+        "errors": float(event.errors),
+        "not_finite": float(event.not_finite),
+    }
+    for name, value in (("p95_ms", event.latency_ms), ("incumbent_p95_ms", event.incumbent_ms)):
+        if value is not None:
+            measured[name] = value
+    known = _with_figures(deployment, measured)
+    # As soon as the errors of a whole probation are used up, waiting cannot change the verdict.
+    allowed = trial.max_error_rate * max(event.requests, trial.probation_requests)
+    if event.errors > allowed:
+        return _roll_back(
+            known,
+            f"probation: {event.errors} of {event.requests} requests failed, {event.not_finite} of them not finite",
+        )
+    elapsed_s = now - deployment.step_began
+    is_enough = event.requests >= trial.probation_requests and elapsed_s >= trial.probation_s
+    if not is_enough and elapsed_s < QUIET_FACTOR * trial.probation_s:
+        return known, ()
+    if event.errors > trial.max_error_rate * event.requests:
+        return _roll_back(known, f"probation: {event.errors} of {event.requests} requests failed")
+    if not deployment.is_known and _is_slow(event.latency_ms, event.incumbent_ms, trial.max_latency_ratio):
+        return _roll_back(known, f"probation: {_slowness(event.latency_ms, event.incumbent_ms, trial)}")
+    reason = "" if is_enough else f"probation: {event.requests} requests in {elapsed_s:.0f} s, none of them bad"
+    done = msgspec.structs.replace(known, state=DeploymentState.COMMITTED, step=Step.DONE, reason=reason)
+    return done, (Action.COMMIT,)
+
+
+def _died(deployment: Deployment, reason: str, now: float) -> Outcome:
+    if deployment.step is Step.FETCH:
+        return deployment, ()
+    if deployment.is_switched:
+        # It had live requests in its hands: no second chance with them.
+        return _roll_back(deployment, f"probation: {reason}")
+    if deployment.attempt >= deployment.trial.attempts:
+        return _roll_back(deployment, f"trial: {reason}, at start {deployment.attempt} of {deployment.trial.attempts}")
+    return _start(deployment, now)
+
+
+def _tick(deployment: Deployment, now: float) -> Outcome:
+    if now - deployment.began >= deployment.trial.deadline_s:
+        text = f"not committed within {deployment.trial.deadline_s:g} s, at step {deployment.step}"
+        state = DeploymentState.ROLLED_BACK if deployment.is_switched else DeploymentState.EXPIRED
+        return _end(deployment, state, ReasonClass.TRANSIENT, text)
+    waits_for_worker = deployment.step not in {Step.FETCH, Step.PROBATION}
+    if waits_for_worker and now - deployment.step_began >= STEP_TIMEOUT_S:
+        return _died(deployment, f"no answer for {STEP_TIMEOUT_S:g} s at step {deployment.step}", now)
+    return deployment, ()
+
+
+def _withdrawn(deployment: Deployment, reason: str) -> Outcome:
+    if deployment.is_switched:
+        return _end(deployment, DeploymentState.ROLLED_BACK, ReasonClass.TRANSIENT, reason)
+    return _end(deployment, DeploymentState.SUPERSEDED, None, reason)
+
+
+def _roll_back(deployment: Deployment, reason: str) -> Outcome:
+    return _end(deployment, DeploymentState.ROLLED_BACK, ReasonClass.DEFECT, reason.strip())
+
+
+def _end(deployment: Deployment, state: DeploymentState, reason_class: ReasonClass | None, reason: str) -> Outcome:
+    ended = msgspec.structs.replace(deployment, state=state, step=Step.DONE, reason_class=reason_class, reason=reason)
+    return ended, (Action.DROP,)
+
+
+def _go(deployment: Deployment, next_step: Step, now: float, *, state: DeploymentState | None = None) -> Deployment:
+    if state is None:
+        state = deployment.state if next_step in {Step.FETCH, Step.START} else DeploymentState.TRIAL
+    return msgspec.structs.replace(deployment, step=next_step, step_began=now, state=state)
+
+
+def _with_figures(deployment: Deployment, measured: dict[str, float]) -> Deployment:
+    return msgspec.structs.replace(deployment, figures={**deployment.figures, **measured})
+
+
+def _is_slow(latency_ms: float | None, incumbent_ms: float | None, ratio: float) -> bool:
+    if latency_ms is None or incumbent_ms is None or ratio <= 0:
+        return False
+    return latency_ms > ratio * incumbent_ms and latency_ms - incumbent_ms > LATENCY_SLACK_MS
+
+
+def _slowness(latency_ms: float | None, incumbent_ms: float | None, trial: Trial) -> str:
+    return f"{latency_ms:.2f} ms against {incumbent_ms:.2f} ms of the version before; allowed is {trial.max_latency_ratio:g} times"

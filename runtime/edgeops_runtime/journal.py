@@ -1,0 +1,107 @@
+"""What the agent has to tell the server, as records in the outbox: transitions, notices, telemetry, samples."""
+
+import logging
+from typing import Any
+
+import msgspec
+
+from edgeops.errors import MessageError
+from edgeops.messages import Notice, Sample, Telemetry, Transition
+from edgeops_runtime.clock import TrustedClock
+from edgeops_runtime.control import Sampled
+from edgeops_runtime.deployment import Deployment
+from edgeops_runtime.outbox import Outbox, Stamp, Stream
+from edgeops_runtime.slots import Slot
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """Writes records into the outbox, each with its stamp.
+
+    Args:
+        outbox: Where they go.
+        clock: For the stamps; likewise ``boot``.
+    """
+
+    def __init__(self, outbox: Outbox, *, clock: TrustedClock, boot: int) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self._boot = boot
+
+    def notice(self, kind: str, text: str) -> None:
+        """Something that the log should have."""
+        logger.warning("%s: %s", kind, text)
+        self._outbox.append(
+            Stream.EVENT, lambda sequence: Notice(**self._record(Stream.EVENT, sequence), kind=kind, text=text)
+        )
+
+    def transition(self, model: str, deployment: Deployment, *, previous: str | None) -> None:
+        """A deployment is in a new state; ``previous`` is the version that served before."""
+        logger.info(
+            "%s %s: %s%s",
+            model,
+            deployment.version,
+            deployment.state,
+            f" ({deployment.reason})" if deployment.reason else "",
+        )
+        self._outbox.append(
+            Stream.EVENT,
+            lambda sequence: Transition(
+                **self._record(Stream.EVENT, sequence),
+                model=model,
+                version=deployment.version,
+                digest=deployment.digest,
+                state=deployment.state,
+                rollout=deployment.rollout,
+                generation=deployment.generation,
+                attempt=deployment.attempt,
+                previous=previous,
+                variant=deployment.variant or None,
+                reason_class=deployment.reason_class,
+                reason=deployment.reason,
+                figures=deployment.figures,
+            ),
+        )
+
+    def telemetry(self, **figures: Any) -> None:  # noqa: ANN401 - the fields of Telemetry
+        """A window has closed; ``figures`` are the fields of :class:`edgeops.messages.Telemetry` beside the stamp."""
+        self._append_bounded(Stream.TELEMETRY, Telemetry, figures)
+
+    def sample(self, model: str, slot: Slot, sampled: Sampled) -> None:
+        """A row was captured."""
+        figures = {
+            "model": model,
+            "version": slot.version,
+            "digest": slot.digest,
+            "command": sampled.command,
+            "request": sampled.request,
+            "probability": sampled.probability,
+            "inputs": sampled.inputs,
+            "predicted": sampled.predicted,
+            "confidence": sampled.confidence,
+        }
+        self._append_bounded(Stream.SAMPLE, Sample, figures)
+
+    def _append_bounded(self, stream: Stream, kind: type[Telemetry | Sample], figures: dict[str, Any]) -> None:
+        def make(sequence: int) -> Telemetry | Sample:
+            named = {"id": f"{self._outbox.epoch}-{sequence}"} if kind is Sample else {}
+            return kind(**self._record(stream, sequence), **figures, **named)
+
+        try:
+            self._outbox.append(stream, make)
+        except MessageError as error:
+            self.notice("record-too-large", str(error))
+
+    def _record(self, stream: Stream, sequence: int) -> dict[str, Any]:
+        stamp = msgspec.structs.asdict(self.stamp())
+        return {"epoch": self._outbox.epoch, "stream": stream.value, "sequence": sequence, **stamp}
+
+    def stamp(self) -> Stamp:
+        """Now, in this life of the agent."""
+        return stamp(self._clock, self._boot)
+
+
+def stamp(clock: TrustedClock, boot: int) -> Stamp:
+    """Now, as records say it."""
+    return Stamp(boot=boot, time=clock.now(), uptime_s=clock.uptime(), clock_trusted=clock.is_trusted)
