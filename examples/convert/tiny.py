@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a file that is given by its path, in no package
 """The smallest model that is worth converting: two convolutions on 16x16 images, four classes; weights from a fixed seed."""
 
 import torch

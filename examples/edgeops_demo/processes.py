@@ -45,7 +45,8 @@ class Program:
     @property
     def children(self) -> list[int]:
         """The ids of the processes that it started."""
-        return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        lists = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(child) for children in lists for child in children.read_text().split()]
 
     @property
     def is_running(self) -> bool:

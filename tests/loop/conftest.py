@@ -1,15 +1,18 @@
 """A whole fleet in real processes: a server with one of two brokers, agents with workers, and cameras that ask them."""
 
+import http.client
 import json
 import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeops.bundle import Bundle
@@ -128,6 +131,87 @@ class Fleet:
         return self.rollout(rollout)
 
 
+class Caller(threading.Thread):
+    """Sends requests over one kept-alive connection until it is stopped; never repeats one.
+
+    Args:
+        address: ``host:port`` of the device.
+        model: The model to ask.
+    """
+
+    def __init__(self, address: str, model: str, *, seed: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.address, self._model = address, model
+        self.answered = 0
+        self.failures: list[str] = []
+        self._rng = np.random.default_rng(seed)
+        self._stopped = threading.Event()
+        self._connection: http.client.HTTPConnection | None = None
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.01):
+            try:
+                self.ask()
+                self.answered += 1
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+                self._drop()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(timeout=15)
+        self._drop()
+
+    def ask(self) -> np.ndarray:
+        """One request; every tenth image is bright."""
+        top = 1.0 if self.answered % 10 == 9 else 0.5
+        image = (self._rng.random((1, 1, 28, 28)) * 0.1 + top - 0.1).astype("<f4")
+        tensor = {
+            "name": "image",
+            "datatype": "FP32",
+            "shape": [1, 1, 28, 28],
+            "parameters": {"binary_data_size": image.nbytes},
+        }
+        header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        if self._connection is None:
+            host, _, port = self.address.rpartition(":")
+            self._connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        self._connection.request(
+            "POST",
+            f"/v2/models/{self._model}/infer",
+            body=header + image.tobytes(),
+            headers={"Inference-Header-Content-Length": str(len(header))},
+        )
+        response = self._connection.getresponse()
+        data = response.read()
+        if response.status != http.client.OK:
+            raise ValueError(f"HTTP {response.status}: {data[:200]!r}")
+        if response.will_close:
+            self._drop()
+        answer = np.frombuffer(data, dtype="<f4", offset=int(response.headers["Inference-Header-Content-Length"]))
+        if not np.isfinite(answer).all():
+            raise ValueError("the answer is not finite")
+        return answer
+
+    def serves_within(self, seconds: float) -> float:
+        """How long until a request succeeds, in seconds."""
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            try:
+                self.ask()
+            except (OSError, http.client.HTTPException, ValueError):
+                self._drop()
+                time.sleep(0.01)
+            else:
+                return time.monotonic() - begun
+        raise AssertionError(f"{self.address} did not serve within {seconds} s")
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
     with Programs(tmp_path / "logs") as running:
@@ -166,3 +250,17 @@ def start_mosquitto(directory: Path, programs: Programs) -> str:
                 return f"mqtt://127.0.0.1:{port}"
         time.sleep(0.02)
     raise RuntimeError("mosquitto does not listen")
+
+
+@pytest.fixture
+def new_caller() -> Iterator[Callable[..., Caller]]:
+    callers: list[Caller] = []
+
+    def make(address: str, model: str = "digits", *, seed: int = 0) -> Caller:
+        callers.append(Caller(address, model, seed=seed))
+        return callers[-1]
+
+    yield make
+    for caller in callers:
+        if caller.is_alive():
+            caller.stop()
