@@ -35,14 +35,19 @@ class Artifact:
     notes: tuple[str, ...] = ()
 
     @property
+    def label(self) -> str:
+        """The precision as people ask for it: ``float`` or ``int8``."""
+        return "float" if self.precision == "float32" else self.precision
+
+    @property
     def name(self) -> str:
         """The variant's name in the bundle, for example ``onnx-int8``."""
-        return f"{self.format}-{'float' if self.precision == 'float32' else self.precision}"
+        return f"{self.format}-{self.label}"
 
     @property
     def file(self) -> str:
         """The name of its file in the bundle, for example ``model.int8.onnx``."""
-        return f"model.{'float' if self.precision == 'float32' else self.precision}.{self.format}"
+        return f"model.{self.label}.{self.format}"
 
     @property
     def size_bytes(self) -> int:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.binning import FloatArray, count_rows, statistic_values
-from edgeops.processing import Tensors
 from edgeops.signals import EVERYTHING, Reference, Signal, Statistic
-from edgeops_converters.evaluation import Answers
+from edgeops_converters.exam import Answers, Exam
 from edgeops_converters.samples import Samples
 
 BINS = 10
@@ -25,21 +24,18 @@ _SAME = 1e-5
 """Values closer than this share of the range count as one: engines and CPUs differ by rounding."""
 
 
-def make_reference(
-    inputs: Tensors, answers: Answers, samples: Samples, *, class_output: str | None, stratum_attribute: str
-) -> Reference:
+def make_reference(exam: Exam, answers: Answers, *, stratum_attribute: str) -> Reference:
     """Choose signals and count the held-out rows.
 
     Args:
-        inputs: What entered the engine (after ``preprocess``).
+        exam: The rows, with labels and strata.
         answers: What the converted model said.
-        samples: Labels and strata of the same rows.
-        class_output: The output with one score for each class; ``None`` when there is none.
         stratum_attribute: Device attribute that the strata are values of; empty when there are none.
     """
-    tensors = {**inputs, **answers.raw}
-    drafts = [signal for name, rows in inputs.items() for signal in _input_signals(name, rows)]
-    drafts += _output_signals(class_output, answers.raw[class_output]) if class_output is not None else []
+    samples, output = exam.samples, exam.class_output
+    tensors = {**exam.inputs, **answers.raw}
+    drafts = [signal for name, rows in exam.inputs.items() for signal in _input_signals(name, rows)]
+    drafts += _output_signals(output, answers.raw[output]) if output is not None else []
     placed = [_with_bins(draft, tensors[draft.tensor]) for draft in drafts]
     strata = _strata(samples)
     counted = {

@@ -38,21 +38,20 @@ class Evidence:
         disagreement_points: Share of rows with another class than the source's, in percentage points; ``None`` when the
             outputs are no classes.
         sqnr_db: Of the raw outputs; ``None`` when they are the same.
-        finite: Whether all outputs are finite.
+        is_finite: Whether all outputs are finite.
     """
 
     latency_ms: float | None
-    float_latency_ms: float | None
+    float_latency_ms: float
     drop_points: float | None
     disagreement_points: float | None
     sqnr_db: float | None
-    finite: bool = True
+    is_finite: bool = True
 
 
-def is_slower(evidence: Evidence) -> bool:
+def is_slower(latency_ms: float, float_latency_ms: float) -> bool:
     """Whether a variant is slower than float in the same format, beyond the noise."""
-    known = evidence.latency_ms is not None and evidence.float_latency_ms is not None
-    return known and evidence.latency_ms > SLOWER * evidence.float_latency_ms  # type: ignore[operator] # both known
+    return latency_ms > SLOWER * float_latency_ms
 
 
 def judge(evidence: Evidence, *, max_drop: float) -> Verdict:
@@ -63,13 +62,11 @@ def judge(evidence: Evidence, *, max_drop: float) -> Verdict:
         max_drop: The largest loss that is accepted, in percentage points.
     """
     reasons = []
-    if not evidence.finite:
+    if not evidence.is_finite:
         reasons.append("it answers NaN or Inf where the source does not")
-    if is_slower(evidence):
-        reasons.append(
-            f"it takes {evidence.latency_ms:.3f} ms where float in the same format takes "
-            f"{evidence.float_latency_ms:.3f} ms"
-        )
+    latency_ms, float_ms = evidence.latency_ms, evidence.float_latency_ms
+    if latency_ms is not None and is_slower(latency_ms, float_ms):
+        reasons.append(f"it takes {latency_ms:.3f} ms where float in the same format takes {float_ms:.3f} ms")
     measure, reason = _faithfulness(evidence, max_drop)
     reasons += [reason] if reason else []
     return Verdict(passed=not reasons, reasons=tuple(reasons), measure=measure)

@@ -4,13 +4,15 @@ A source becomes a :class:`Model`, which is all that the rest of the converter s
 that answers rows as the original does. Exporting it is left to :mod:`edgeops_converters.exporters`.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,29 +100,43 @@ def _call(path: Path, function: str) -> "nn.Module":
         raise ExportError(f"{path}: expected file.py:function, with a function that returns the model")
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
-    module_name = f"edgeops_source_{path.stem}_{abs(hash(path.absolute())):x}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ExportError(f"{path}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # pickling and dataclasses look a module up by name
-    sys.path.insert(0, str(path.absolute().parent))
-    try:
-        spec.loader.exec_module(module)
+    with _importable(path.absolute().parent):
+        try:
+            module = _import(path)
+        except Exception as error:  # whatever the user's code raises
+            raise ExportError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
         make = getattr(module, function, None)
         if not callable(make):
             known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
             raise ExportError(f"{path}: no function {function!r}; it has {', '.join(known) or 'none'}")
-        made = make()
-    except ExportError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise ExportError(f"{path}:{function}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.absolute().parent))
+        try:
+            made = make()
+        except Exception as error:  # whatever the user's code raises
+            raise ExportError(f"{path}:{function} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, load("torch").nn.Module):
         raise ExportError(f"{path}:{function}: expected a torch.nn.Module, got {type(made).__name__}")
     return made  # type: ignore[no-any-return]  # checked above, through a lazily loaded class
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"edgeops_source_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look a module up by its name
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    """The user's file may import its neighbours, as when Python runs it."""
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
 
 
 def _open_module(module: "nn.Module", example: Tensors, *, label: str, directory: Path) -> Model:

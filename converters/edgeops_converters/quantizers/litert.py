@@ -40,7 +40,7 @@ class LitertQuantizer:
                     # Its default moves the interface to int8, and then the variants of one bundle would differ.
                     stock.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
                 rows = _Rows({keys[name]: array for name, array in calibration.items()}, source.batch or 1)
-                ranges = stock.calibrate({_SIGNATURE: rows}, num_threads=1)
+                ranges = _calibrate(source.path, stock.get_quantization_recipe(), rows)
                 result = stock.quantize(calibration_result=ranges, enable_progress_report=False)
                 target.write_bytes(bytes(result.quantized_model))
         except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
@@ -54,6 +54,23 @@ class LitertQuantizer:
             inputs={name: inputs[key] for name, key in keys.items()},
             outputs={name: outputs[_key(before_outputs, wire)] for name, wire in source.outputs.items()},
         )
+
+
+def _calibrate(path: Path, recipe: Any, rows: "_Rows") -> Any:  # noqa: ANN401 - ai-edge-quantizer has no types
+    """The least and the greatest value of every tensor over all rows.
+
+    The quantizer's own way is a moving average of them, which clips what is rare: 15 dB of the demo's network where this
+    gives 32 dB.
+    """
+    manager = load("ai_edge_quantizer.recipe_manager").RecipeManager()
+    manager.load_quantization_recipe(recipe)
+    calibrator = load("ai_edge_quantizer.calibrator").Calibrator(str(path), num_threads=1, qsv_update_func=_widen)
+    calibrator.calibrate({_SIGNATURE: rows}, manager)
+    return calibrator.get_model_qsvs()
+
+
+def _widen(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    return {**known, "min": np.minimum(known["min"], new["min"]), "max": np.maximum(known["max"], new["max"])}
 
 
 class _Rows(Sequence[dict[str, Any]]):

@@ -1,0 +1,133 @@
+"""Every model file asked the whole exam on its real engine, timed, and put before the gate."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeops.errors import GateError, RecipeError
+from edgeops.processing import Tensors
+from edgeops_converters.artifact import Artifact
+from edgeops_converters.exam import Answers, Exam
+from edgeops_converters.gate import Evidence, Verdict, is_slower, judge
+from edgeops_converters.recipe import Recipe
+from edgeops_converters.steps import Steps
+from edgeops_converters.targets import this_machine
+from edgeops_converters.timing import interleaved_medians
+
+_THREADS = 2
+_TIMED_ROWS = 64
+_TIMING_BUDGET_S = 1.5
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A model file with everything that was measured on it.
+
+    Attributes:
+        latency_ms: Median of one call with one row (or with the batch that the file fixes), one thread.
+        float_latency_ms: The same of float in the same format.
+    """
+
+    artifact: Artifact
+    answers: Answers
+    latency_ms: float
+    float_latency_ms: float
+    verdict: Verdict
+
+
+def measure(
+    artifacts: Sequence[Artifact], exam: Exam, original: Answers, *, recipe: Recipe, steps: Steps
+) -> list[Measurement]:
+    """Ask, time and judge.
+
+    Args:
+        artifacts: For each format float first.
+        exam: What to ask.
+        original: What the source said.
+        recipe: What to accept.
+        steps: Told what happens.
+
+    Raises:
+        EngineError: An engine does not load or run a file.
+    """
+    answers = {}
+    for artifact in artifacts:
+        with steps.step(f"evaluate {artifact.name}"):
+            answers[artifact.name] = exam.ask(artifact.open(threads=_THREADS).run, batch=artifact.batch)
+    with steps.step("latency"):
+        latency = _latency(artifacts, exam.inputs, budget_s=_TIMING_BUDGET_S)
+        if any(is_slower(latency[a.name], latency[_float_name(a)]) for a in artifacts):
+            # A neighbour may have been busy just then; what is slower in the better of two runs is slower.
+            again = _latency(artifacts, exam.inputs, budget_s=2 * _TIMING_BUDGET_S)
+            latency = {name: min(value, again[name]) for name, value in latency.items()}
+    return [
+        Measurement(
+            artifact,
+            answers[artifact.name],
+            latency_ms=latency[artifact.name],
+            float_latency_ms=latency[_float_name(artifact)],
+            verdict=_verdict(artifact, answers[artifact.name], exam, original, latency=latency, recipe=recipe),
+        )
+        for artifact in artifacts
+    ]
+
+
+def admitted(measured: Sequence[Measurement], recipe: Recipe) -> list[Measurement]:
+    """The variants that ship, in order of preference: int8 before float, each by latency.
+
+    Raises:
+        GateError: One that is wanted does not pass, and ``force`` was not given.
+    """
+    wanted = [one for one in measured if one.artifact.label in recipe.precisions]
+    refused = [one for one in wanted if not one.verdict.passed]
+    if refused and not recipe.force:
+        figures = "; ".join(f"{one.artifact.name}: {', and '.join(one.verdict.reasons)}" for one in refused)
+        raise GateError(
+            f"{figures}. Nothing was written. Give more or better calibration data, leave the variant out "
+            "(--formats, --precisions), accept more (--max-drop), or take it as it is (--force)"
+        )
+    return sorted(wanted, key=lambda one: (one.artifact.precision == "float32", one.latency_ms))
+
+
+def _verdict(
+    artifact: Artifact,
+    answers: Answers,
+    exam: Exam,
+    original: Answers,
+    *,
+    latency: Mapping[str, float],
+    recipe: Recipe,
+) -> Verdict:
+    if artifact.precision == "float32":
+        return Verdict(passed=True)
+    # ONNX for another CPU has the other's activations, so this machine's latency says nothing; a .tflite serves all.
+    is_timed = recipe.target is this_machine() or artifact.format == "tflite"
+    drop, agreement = exam.drop(original, answers), exam.agreement(original, answers)
+    evidence = Evidence(
+        latency_ms=latency[artifact.name] if is_timed else None,
+        float_latency_ms=latency[_float_name(artifact)],
+        drop_points=drop.points if drop is not None else None,
+        disagreement_points=100 * (1 - agreement) if agreement is not None else None,
+        sqnr_db=exam.sqnr_db(original, answers),
+        is_finite=answers.is_finite,
+    )
+    return judge(evidence, max_drop=recipe.max_drop)
+
+
+def _latency(artifacts: Sequence[Artifact], inputs: Tensors, *, budget_s: float) -> dict[str, float]:
+    calls = {artifact.name: _timed_call(artifact, inputs) for artifact in artifacts}
+    return interleaved_medians(calls, clock=time.perf_counter, budget_s=budget_s)
+
+
+def _timed_call(artifact: Artifact, inputs: Tensors) -> Callable[[int], object]:
+    """One call with one batch; the number of the call chooses the rows."""
+    session, size = artifact.open(threads=1), artifact.batch or 1
+    starts = range(min(len(next(iter(inputs.values()))) - size + 1, _TIMED_ROWS))
+    if not starts:
+        raise RecipeError(f"{artifact.file} takes {size} rows at once; give at least as many evaluation rows")
+    batches = [{name: array[start : start + size] for name, array in inputs.items()} for start in starts]
+    return lambda index: session.run(batches[index % len(batches)])
+
+
+def _float_name(artifact: Artifact) -> str:
+    return f"{artifact.format}-float"
