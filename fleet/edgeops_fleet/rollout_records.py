@@ -18,11 +18,19 @@ from edgeops_fleet.store import LogEntry, Store, read_row, upsert
 
 
 class WaveView(msgspec.Struct, frozen=True, kw_only=True):
-    """A wave that was started; times are Unix seconds."""
+    """A wave that was started; times are Unix seconds.
+
+    Attributes:
+        percent: Share of hash space that it reaches to.
+        selected: So many had the version, or were to have it, when it started; earlier waves included. ``devices`` is the same.
+        state: ``dispatch``, ``soak``, ``gate``, then ``pass``, ``fail`` or ``aborted``.
+    """
 
     index: int
     percent: float
     selected: int
+    devices: int
+    state: str
     started: float
     ended: float | None = None
     result: str | None = None
@@ -39,6 +47,8 @@ class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     attempt: int = 0
     variant: str | None = None
+    states: tuple[str, ...] = ()
+    """All that it reported, in the order in which they came."""
     first: float = 0.0
     updated: float = 0.0
 
@@ -250,9 +260,13 @@ def record_transition(connection: sa.Connection, device: str, record: Transition
         return False
     condition = sa.and_(deployments.c.rollout == record.rollout, deployments.c.device == device)
     known = connection.execute(sa.select(deployments).where(condition)).mappings().first()
+    states = [*(known["states"] if known is not None else ()), record.state.value]
     if known is not None and known["epoch"] == record.epoch and known["sequence"] >= record.sequence:
+        # It was overtaken: it happened, and is not where the device stands.
+        connection.execute(deployments.update().where(condition).values(states=states))
         return False
     values: dict[str, Any] = {
+        "states": states,
         "state": record.state.value,
         "reason_class": record.reason_class.value if record.reason_class else None,
         "reason": record.reason,
@@ -296,6 +310,13 @@ def _view(connection: sa.Connection, row: sa.RowMapping) -> RolloutView:
     return msgspec.structs.replace(
         view,
         planned_waves=len(spec.waves),
-        waves=tuple(read_row(each, WaveView) for each in connection.execute(wave_query).mappings().all()),
+        waves=tuple(_wave_view(each, row["phase"]) for each in connection.execute(wave_query).mappings().all()),
         counts={state: count for state, count in connection.execute(count_query).tuples()},  # noqa: C416 - types
+    )
+
+
+def _wave_view(row: sa.RowMapping, phase: str) -> WaveView:
+    state = row["result"] if row["ended"] is not None else phase
+    return msgspec.convert(
+        {**{str(name): value for name, value in row.items()}, "devices": row["selected"], "state": state}, WaveView
     )

@@ -165,6 +165,7 @@ deployments = sa.Table(
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("variant", sa.String),
+    sa.Column("states", sa.JSON, nullable=False),
     sa.Column("epoch", sa.String, nullable=False),
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("first", sa.Float, nullable=False),

@@ -42,6 +42,8 @@ class RetrainSection(_Section, frozen=True, kw_only=True):
         command: Program and arguments; gets the CloudEvent on standard input. Empty: none.
         webhook: URL that the CloudEvent is posted to. Empty: none.
         samples: How many samples are collected from the cohort.
+        share: With which probability a request of a collecting device becomes a sample; below 1, samples are spread over time.
+        harm_tolerance: How much higher the error rate may be than the reference's, as a share.
         min_labels: So many labels are needed before harm is assessed.
         cooldown_s: Shortest time between two requests for the same model and cohort, in seconds.
         collect_ttl_s: How long a command to collect is valid; then, where samples are missing, it is sent again.
@@ -51,7 +53,9 @@ class RetrainSection(_Section, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     webhook: str = ""
     samples: int = 256
+    share: float = 0.5
     min_labels: int = 100
+    harm_tolerance: float = 0.05
     cooldown_s: float = 3600.0
     collect_ttl_s: float = 120.0
     stop_with_server: bool = False

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,7 +152,7 @@ class Store:
                 raise ConfigError(f"{path}: schema {version}; this release reads schema {SCHEMA_VERSION}")
 
 
-def read_row(row: sa.RowMapping, kind: type[RowType]) -> RowType:
+def read_row(row: Mapping[Any, Any], kind: type[RowType]) -> RowType:
     """A row as a struct; columns that the struct does not have are left out."""
     return msgspec.convert({str(name): value for name, value in row.items()}, kind)
 
