@@ -19,7 +19,8 @@ from edgeops_fleet.store import LogEntry
 
 HUES = 6
 """How many colours tell versions apart; their names stand beside them."""
-SIGNALS_SHOWN = 5
+SIGNALS_SHOWN = 3
+SIGNALS_SHOWN_IN_DRIFT = 6
 _RANGE = 0.5
 """The shift that fills half of a signal's bar."""
 
@@ -148,11 +149,11 @@ class DriftCard:
     state: Badge
     reason: str
     since: str
-    rows: str
     sparkline: str
     limit_y: float
     evidence: str
     signals: tuple[SignalBar, ...]
+    more_signals: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +251,16 @@ def ago(seconds: float | None) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit} ago"
     return f"{max(int(seconds), 0)} s ago"
+
+
+def signed(value: float) -> str:
+    """A number with its sign, and zero without one.
+
+    >>> signed(0.123), signed(-0.5), signed(-0.001)
+    ('+0.12', '−0.50', '0.00')
+    """
+    rounded = round(value, 2)
+    return f"{rounded:+.2f}".replace("-", "−") if rounded else "0.00"
 
 
 def wilson(successes: int, rows: int) -> tuple[float, float]:
@@ -351,7 +362,7 @@ def _rollout_card(rollout: RolloutView, hues: dict[str, int], *, now: float) -> 
     waves = [_wave_row(rollout, wave, by_wave.get(wave.index, ())) for wave in rollout.waves]
     if rollout.spec is not None and not rollout.state.is_final:
         for index, planned in enumerate(rollout.spec.waves[len(rollout.waves) :], start=len(rollout.waves)):
-            reach = f"{planned.percent:g} %" if planned.percent is not None else f"{planned.devices} devices"
+            reach = f"{planned.percent:g} %" if planned.percent is not None else _count(planned.devices or 0, "device")
             waves.append(
                 WaveRow(
                     title=f"Wave {index + 1}",
@@ -402,7 +413,7 @@ def _wave_row(rollout: RolloutView, wave: WaveView, deployments: Sequence[Deploy
     parts = [f"{count} {word}" for word, count in sorted(words.items())] + ([f"{silent} waiting"] if silent > 0 else [])
     return WaveRow(
         title=f"Wave {wave.index + 1}",
-        reach=f"{_count(size, 'device')}, up to {wave.percent:.3g} %",
+        reach=_count(size, "device"),
         segments=_segments(counts, size),
         counts=", ".join(parts) if parts else "no device had anything to do",
         result=_wave_badge(rollout, wave),
@@ -441,21 +452,24 @@ def _wave_badge(rollout: RolloutView, wave: WaveView) -> Badge:
 def _drift_card(verdict: Verdict, hues: dict[str, int], *, now: float) -> DriftCard:
     scope = "Whole fleet" if verdict.scope.level is Level.FLEET else f"{verdict.scope.attribute} {verdict.scope.name}"
     top = max(verdict.threshold * 1.25, 1.0)
+    is_drift = verdict.state is DriftState.DRIFT
     return DriftCard(
         title=scope,
         version=f"{verdict.model} {verdict.version}",
         hue=hues.get(verdict.version, -1),
         state=_DRIFT_BADGES[verdict.state],
         reason=verdict.reason,
-        since=ago(now - verdict.since) if verdict.windows else "",
-        rows=f"{verdict.rows:,} rows, {_count(verdict.windows, 'window')}",
+        since=f"{time.strftime('%H:%M:%S', time.gmtime(verdict.since))}, {ago(now - verdict.since)}"
+        if verdict.windows
+        else "",
         sparkline=_sparkline(verdict.history, top=top),
         limit_y=_y(verdict.threshold, top=top),
         evidence=f"evidence after each window; the dashed line is the alarm at 10^{verdict.threshold:.1f}",
         signals=tuple(
-            _signal_bar(signal, is_leading=index == 0 and verdict.state is DriftState.DRIFT)
-            for index, signal in enumerate(verdict.signals[:SIGNALS_SHOWN])
+            _signal_bar(signal, is_drift=is_drift, is_leading=is_drift and index == 0)
+            for index, signal in enumerate(verdict.signals[: SIGNALS_SHOWN_IN_DRIFT if is_drift else SIGNALS_SHOWN])
         ),
+        more_signals=max(len(verdict.signals) - (SIGNALS_SHOWN_IN_DRIFT if is_drift else SIGNALS_SHOWN), 0),
     )
 
 
@@ -469,7 +483,7 @@ def _y(value: float, *, top: float) -> float:
     return 29 - 28 * min(max(value, 0.0), top) / top
 
 
-def _signal_bar(signal: SignalView, *, is_leading: bool) -> SignalBar:
+def _signal_bar(signal: SignalView, *, is_drift: bool, is_leading: bool) -> SignalBar:
     effect = signal.effect
     return SignalBar(
         name=effect.signal,
@@ -477,12 +491,12 @@ def _signal_bar(signal: SignalView, *, is_leading: bool) -> SignalBar:
         low=_place(effect.low),
         middle=_place(effect.shift),
         high=_place(effect.high),
-        text=f"{effect.shift:+.2f}",
-        share=f"{effect.evidence_share:.0%}",
+        text=signed(effect.shift),
+        share=f"{effect.evidence_share:.0%}" if is_drift else "–",
         descriptions=(
             f"PSI {signal.psi:.3f} (critical {signal.psi_critical:.3f}), JS {signal.js:.3f} "
             f"({signal.js_critical:.3f}), KS {signal.ks:.3f} ({signal.ks_critical:.3f}); "
-            f"interval {effect.low:+.2f} to {effect.high:+.2f}"
+            f"interval {signed(effect.low)} to {signed(effect.high)}"
         ),
         is_leading=is_leading,
     )

@@ -59,7 +59,9 @@ def shift_of(
         mean = float(bins @ about.values) / number
         rows += number
         moved += number * (mean - about.mean)
-        variance += number * max(float(bins @ (about.values - mean) ** 2) / number, about.variance)
+        spread = float(bins @ (about.values - mean) ** 2) / number
+        # Where nothing varied, as with a share of zero, the interval is about that of the rule of three.
+        variance += number * max(spread, about.variance, min(1 / number, 0.25))
         reference_error += number * math.sqrt(about.variance / max(about.rows, 1))
         low += number * about.error_low
         high += number * about.error_high

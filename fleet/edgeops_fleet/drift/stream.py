@@ -33,6 +33,8 @@ from edgeops_fleet.drift.verdicts import DriftState, Effect, SignalView
 HISTORY = 60
 """How many values of the evidence are kept for showing."""
 
+_SHARE_THAT_TELLS = 0.01
+
 StratumCounts = dict[str, NDArray[np.int64]]
 
 
@@ -113,15 +115,22 @@ class Stream:
         self._decide(window.end, level=level, limit=limit)
 
     def signals(self) -> tuple[SignalView, ...]:
-        """Every signal by its strongest score, most of the evidence first; in drift over the recent windows since the onset."""
+        """Every signal by its most telling score, the most telling first; in drift over the recent windows since the onset.
+
+        What tells most is a share of the evidence that fired, and without one the shift in units of its interval.
+        """
+        if not self.windows:
+            return ()
         counts = _added(list(self._recent))
-        strongest: dict[str, int] = {}
+        told: dict[str, tuple[tuple[float, float], int, Shift]] = {}
         for index, score in enumerate(self._layout.scores):
-            known = strongest.get(score.signal)
-            if known is None or self._shares[index] > self._shares[known]:
-                strongest[score.signal] = index
-        order = sorted(strongest.values(), key=lambda index: (-self._shares[index], index)) if self.windows else []
-        return tuple(self._view(index, counts) for index in order)
+            shift = self._shift(index, counts)
+            share = float(self._shares[index]) if self.state is DriftState.DRIFT else 0.0
+            rank = (share if share >= _SHARE_THAT_TELLS else 0.0, abs(shift.value) / shift.half_width)
+            if score.signal not in told or rank > told[score.signal][0]:
+                told[score.signal] = (rank, index, shift)
+        order = sorted(told.values(), key=lambda one: (one[0], -one[1]), reverse=True)
+        return tuple(self._view(index, shift, counts) for _, index, shift in order)
 
     def _evidence(self, strata: Mapping[str, Counts]) -> FloatArray:
         total = np.zeros(len(self._layout.log_weights))
@@ -181,8 +190,8 @@ class Stream:
             confidence=self._settings.confidence,
         )
 
-    def _view(self, index: int, counts: Mapping[str, Counts]) -> SignalView:
-        score, shift = self._layout.scores[index], self._shift(index, counts)
+    def _view(self, index: int, shift: Shift, counts: Mapping[str, Counts]) -> SignalView:
+        score = self._layout.scores[index]
         window, reference = self._pooled(score.signal, counts)
         rows, held = float(window.sum()) / self._settings.design_effect, float(reference.sum())
         used = int(((window + reference) > 0).sum())

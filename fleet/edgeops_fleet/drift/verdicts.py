@@ -45,7 +45,7 @@ class Effect:
         shift: Mean minus the reference's mean; scores are between 0 and 1, so a mean rank can move by a half at most.
         low: Lower end of the interval; valid at every look, the reference's sampling error included.
         high: Upper end.
-        evidence_share: Which part of the detector's evidence this score has, 0 to 1.
+        evidence_share: Which part of the detector's evidence this score has, 0 to 1; it means something in drift only.
     """
 
     signal: str
@@ -81,7 +81,8 @@ class Verdict:
 
     Attributes:
         reference: Id of the reference.
-        effect: The score with the largest share of the evidence; ``None`` before the first window.
+        effect: In drift the score with the largest share of the evidence, otherwise the one that moved most against its interval;
+            ``None`` before the first window.
         evidence: Decimal logarithm of the detector's evidence after the last window; ``None`` before the first.
         threshold: Decimal logarithm of what alarms.
         history: ``evidence`` after each of the last windows, oldest first.
@@ -93,7 +94,7 @@ class Verdict:
         windows_to_detection: Windows with rows from the onset to the alarm, both included; ``None`` without drift.
         rows_to_detection: Rows in those windows, as far as they are remembered.
         alarms: How often the detector has fired since the first window; it starts again after each time.
-        signals: All signals, largest share of the evidence first.
+        signals: All signals, that of ``effect`` first.
         reason: All of this in a sentence.
     """
 
@@ -120,5 +121,5 @@ class Verdict:
 
     @property
     def signal(self) -> str | None:
-        """The signal with the largest share of the evidence."""
+        """The signal of :attr:`effect`."""
         return self.effect.signal if self.effect else None
