@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-_WIDTH = 720
+WIDE, HALF = 940, 460
 _LABEL_WIDTH = 110
 _VALUE_WIDTH = 190
 _ROW_HEIGHT = 30
@@ -34,10 +34,10 @@ class Row:
     high: float = math.nan
 
 
-def bars(rows: Sequence[Row]) -> Markup:
+def bars(rows: Sequence[Row], *, width: int = HALF) -> Markup:
     """Horizontal bars from zero, one a row."""
     most = max((row.value for row in rows), default=0) or 1
-    room = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
+    room = width - _LABEL_WIDTH - _VALUE_WIDTH
     parts = []
     for index, row in enumerate(rows):
         top = index * _ROW_HEIGHT + (_ROW_HEIGHT - _BAR_HEIGHT) / 2
@@ -46,7 +46,7 @@ def bars(rows: Sequence[Row]) -> Markup:
             f'<rect class="{row.kind}" x="{_LABEL_WIDTH}" y="{top:.1f}" width="{length:.1f}" height="{_BAR_HEIGHT}" rx="3"/>'
         )
         parts.append(_words(row, index, _LABEL_WIDTH + length + 8))
-    return _svg(parts, height=len(rows) * _ROW_HEIGHT)
+    return _svg(parts, height=len(rows) * _ROW_HEIGHT, width=width)
 
 
 def intervals(rows: Sequence[Row], *, unit: str) -> Markup:
@@ -59,7 +59,7 @@ def intervals(rows: Sequence[Row], *, unit: str) -> Markup:
     low, high = min(row.low for row in rows), max(row.high for row in rows)
     margin = (high - low or 1) * 0.08
     low, high = low - margin, high + margin
-    room = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
+    room = WIDE - _LABEL_WIDTH - _VALUE_WIDTH
     height = len(rows) * _ROW_HEIGHT
 
     def place(value: float) -> float:
@@ -73,37 +73,54 @@ def intervals(rows: Sequence[Row], *, unit: str) -> Markup:
         middle = index * _ROW_HEIGHT + _ROW_HEIGHT / 2
         left, right = place(row.low), place(row.high)
         parts.append(f'<line class="whisker" x1="{left:.1f}" x2="{right:.1f}" y1="{middle}" y2="{middle}"/>')
-        for end in (left, right):
-            parts.append(f'<line class="whisker" x1="{end:.1f}" x2="{end:.1f}" y1="{middle - 5}" y2="{middle + 5}"/>')
+        parts += [
+            f'<line class="whisker" x1="{end:.1f}" x2="{end:.1f}" y1="{middle - 5}" y2="{middle + 5}"/>'
+            for end in (left, right)
+        ]
         parts.append(f'<circle class="{row.kind}" cx="{place(row.value):.1f}" cy="{middle}" r="5.5"/>')
-        parts.append(_words(row, index, _WIDTH - _VALUE_WIDTH + 8))
-    return _svg(parts, height=height + 22)
+        parts.append(_words(row, index, WIDE - _VALUE_WIDTH + 8))
+    return _svg(parts, height=height + 22, width=WIDE)
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], *, labels: Sequence[str] = ()) -> Markup:
-    """Counts by bin, the first and the last bin open.
+    """Counts by bin: equal bars where the bins have names, otherwise density, so that the area is the count.
 
     Args:
-        counts: One a bin.
+        counts: One a bin; the first and the last bin are open, and drawn as wide as their neighbours.
         edges: One less than counts.
         labels: Names of the bins, where they have names.
     """
-    most, width = max(counts, default=0) or 1, _HISTOGRAM_WIDTH / max(len(counts), 1)
+    bounds = _bounds(edges, len(counts)) if not labels else [float(index) for index in range(len(counts) + 1)]
+    span = bounds[-1] - bounds[0]
+    densities = [count / (high - low) for count, low, high in zip(counts, bounds, bounds[1:], strict=False)]
+    most = max(densities, default=0) or 1
     parts = []
-    for index, count in enumerate(counts):
-        height = _HISTOGRAM_HEIGHT * count / most
+    for index, (density, low, high) in enumerate(zip(densities, bounds, bounds[1:], strict=False)):
+        left, right = (_HISTOGRAM_WIDTH * (bound - bounds[0]) / span for bound in (low, high))
+        height = _HISTOGRAM_HEIGHT * density / most
         parts.append(
-            f'<rect class="bin" x="{index * width + 0.5:.2f}" y="{_HISTOGRAM_HEIGHT - height:.2f}" '
-            f'width="{max(width - 1, 0.5):.2f}" height="{height:.2f}"><title>{escape(_bin_name(index, edges, labels))}: '
-            f"{count}</title></rect>"
+            f'<rect class="bin" x="{left:.2f}" y="{_HISTOGRAM_HEIGHT - height:.2f}" '
+            f'width="{max(right - left - 1, 0.7):.2f}" height="{height:.2f}">'
+            f"<title>{escape(_bin_name(index, edges, labels))}: {counts[index]}</title></rect>"
         )
     parts.append(
         f'<line class="axis" x1="0" x2="{_HISTOGRAM_WIDTH}" y1="{_HISTOGRAM_HEIGHT}" y2="{_HISTOGRAM_HEIGHT}"/>'
     )
     if edges and not labels:
-        for place, edge, anchor in ((width, edges[0], "middle"), (_HISTOGRAM_WIDTH - width, edges[-1], "middle")):
-            parts.append(f'<text class="tick {anchor}" x="{place:.1f}" y="{_HISTOGRAM_HEIGHT + 14}">{edge:.3g}</text>')
-    return _svg(parts, height=_HISTOGRAM_HEIGHT + 18, width=_HISTOGRAM_WIDTH, fixed=True)
+        for edge in dict.fromkeys((edges[0], edges[-1])):
+            place = min(max(_HISTOGRAM_WIDTH * (edge - bounds[0]) / span, 18), _HISTOGRAM_WIDTH - 18)
+            parts.append(f'<text class="tick" x="{place:.1f}" y="{_HISTOGRAM_HEIGHT + 14}">{edge:.3g}</text>')
+    return _svg(parts, height=_HISTOGRAM_HEIGHT + 18, width=_HISTOGRAM_WIDTH, is_fixed=True)
+
+
+def _bounds(edges: Sequence[float], bins: int) -> list[float]:
+    """Edges with two more, for the open bins at both ends."""
+    if not edges:
+        return [0.0, float(bins)]
+    if len(edges) == 1:
+        margin = abs(edges[0]) or 1.0
+        return [edges[0] - margin, edges[0], edges[0] + margin]
+    return [2 * edges[0] - edges[1], *edges, 2 * edges[-1] - edges[-2]]
 
 
 def _bin_name(index: int, edges: Sequence[float], labels: Sequence[str]) -> str:
@@ -133,7 +150,7 @@ def _words(row: Row, index: int, place: float) -> str:
     )
 
 
-def _svg(parts: Sequence[str], *, height: float, width: float = _WIDTH, fixed: bool = False) -> Markup:
-    size = f'width="{width}" height="{height}"' if fixed else 'width="100%"'
+def _svg(parts: Sequence[str], *, height: float, width: float, is_fixed: bool = False) -> Markup:
+    size = f'width="{width}" height="{height}"' if is_fixed else 'width="100%"'
     # Every part is numbers, fixed words, or escaped above.
     return Markup(f'<svg viewBox="0 0 {width} {height}" {size} role="img">{"".join(parts)}</svg>')  # noqa: S704

@@ -18,12 +18,12 @@ _HINTS = (
         "the format has no form of this operator; write the layer with others, or leave it to post-processing",
     ),
     (
-        re.compile(r"mat1 and mat2|size mismatch|is invalid for input of size|Expected .*D .*input|Given groups"),
-        "the shape of the rows is not what this layer takes; look at the shapes in the data and at reshapes with a fixed batch",
-    ),
-    (
         re.compile(r"expected (m1|scalar type|mat1)|must have the same dtype|Expected tensor for argument|same dtype"),
         "the dtype of the rows is not that of the weights; most models take float32",
+    ),
+    (
+        re.compile(r"mat1 and mat2|size mismatch|is invalid for input of size|Expected .*D .*input|Given groups"),
+        "the shape of the rows is not what this layer takes; look at the shapes in the data and at reshapes with a fixed batch",
     ),
     (
         re.compile(r"onstraint|specialized"),
@@ -81,7 +81,20 @@ def _layer(error: BaseException, module: "nn.Module") -> str:
             layer = frame.get("self")
             if names.get(id(layer)):
                 found = f"layer {names[id(layer)].removeprefix('module.')!r} ({type(layer).__name__})"
+            elif traced := _traced_layer(frame, {name: layer for name, layer in module.named_modules() if name}):
+                found = traced
     return found
+
+
+def _traced_layer(frame: dict[str, Any], layers: "dict[str, nn.Module]") -> str:
+    """The layer that a node of an exported graph came from; its exporters hold the node in a variable of that name."""
+    meta = getattr(frame.get("node"), "meta", None)
+    stack = meta.get("nn_module_stack") if isinstance(meta, dict) else None
+    for path, _ in reversed((stack or {}).values()):
+        for name in sorted(layers, key=len, reverse=True):
+            if str(path).replace("']", "").endswith(f".{name}") or path == name:
+                return f"layer {name.removeprefix('module.')!r} ({type(layers[name]).__name__})"
+    return ""
 
 
 def _frames(trace: TracebackType | None) -> list[dict[str, Any]]:

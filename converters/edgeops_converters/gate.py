@@ -73,17 +73,19 @@ def judge(evidence: Evidence, *, max_drop: float) -> Verdict:
 
 
 def _faithfulness(evidence: Evidence, max_drop: float) -> tuple[str, str]:
+    """What was held against the limit, and what speaks against the variant (empty: nothing)."""
     if evidence.drop_points is not None:
-        lost, measure = evidence.drop_points, "points of accuracy against the source model, on the same rows"
-        said = f"it loses {lost:.2f} points of accuracy where at most {max_drop:g} are accepted"
+        lost, said = evidence.drop_points, f"it loses {evidence.drop_points:.2f} points of accuracy"
+        measure = f"{-lost:+.2f} points of accuracy against the source, on the same rows"
     elif evidence.disagreement_points is not None:
-        lost, measure = (
+        lost, said = (
             evidence.disagreement_points,
-            "points of disagreement with the source model (there are no labels)",
+            f"it disagrees with the source on {evidence.disagreement_points:.2f} %",
         )
-        said = f"it disagrees with the source on {lost:.2f} % of the rows where at most {max_drop:g} % are accepted"
+        measure = f"{lost:.2f} points of disagreement with the source (there are no labels)"
     else:
-        low = evidence.sqnr_db is not None and evidence.sqnr_db < LEAST_SQNR_DB
-        said = f"its outputs have {evidence.sqnr_db or 0:.1f} dB signal to noise where at least {LEAST_SQNR_DB:g} are asked"
-        return "signal to noise of the outputs (they are no classes)", said if low else ""
-    return measure, said if lost > max_drop + 1e-9 else ""
+        is_low = evidence.sqnr_db is not None and evidence.sqnr_db < LEAST_SQNR_DB
+        found = "the same outputs" if evidence.sqnr_db is None else f"{evidence.sqnr_db:.1f} dB signal to noise"
+        reason = f"{found} where at least {LEAST_SQNR_DB:g} dB are asked" if is_low else ""
+        return f"{found} (the outputs are no classes)", reason
+    return measure, f"{said} where at most {max_drop:g} are accepted" if lost > max_drop + 1e-9 else ""

@@ -69,7 +69,7 @@ def _size_row(variant: VariantReport) -> Row:
 
 
 def _latency_row(variant: VariantReport) -> Row:
-    speedup = f"   {variant.speedup:.2f}× as fast" if variant.speedup is not None else ""
+    speedup = f" · {variant.speedup:.2f}× as fast" if variant.speedup is not None else ""
     return Row(variant.name, variant.latency_ms, f"{variant.latency_ms:.3f} ms{speedup}", _kind(variant))
 
 
