@@ -301,7 +301,7 @@ def _view(connection: sa.Connection, row: sa.RowMapping) -> RolloutView:
     spec = msgspec.json.decode(row["spec"], type=RolloutSpec)
     wave_query = sa.select(waves).where(waves.c.rollout == row["id"]).order_by(waves.c.index)
     count_query = (
-        sa.select(deployments.c.state, sa.func.count())
+        sa.select(deployments.c.state, sa.func.count().label("number"))
         .where(deployments.c.rollout == row["id"])
         .group_by(deployments.c.state)
     )
@@ -311,7 +311,7 @@ def _view(connection: sa.Connection, row: sa.RowMapping) -> RolloutView:
         view,
         planned_waves=len(spec.waves),
         waves=tuple(_wave_view(each, row["phase"]) for each in connection.execute(wave_query).mappings().all()),
-        counts={state: count for state, count in connection.execute(count_query).tuples()},  # noqa: C416 - types
+        counts={each.state: each.number for each in connection.execute(count_query)},
     )
 
 

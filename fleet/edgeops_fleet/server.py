@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 import threading
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ import uvicorn
 from edgeops.enrolment import Enrolment
 from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops.files import write_durably
+from edgeops.link import Link
 from edgeops.mqtt import MqttLink
 from edgeops.signing import PublicKey, SigningKey
 from edgeops.topics import Topics
@@ -34,7 +36,7 @@ from edgeops_fleet.retrain import Retraining
 from edgeops_fleet.rollout_records import Rollouts
 from edgeops_fleet.samples import Samples
 from edgeops_fleet.settings import Settings, split_address
-from edgeops_fleet.store import Store, get_setting, set_setting
+from edgeops_fleet.store import Clock, Store, get_setting, set_setting
 from edgeops_fleet.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -62,20 +64,23 @@ class FleetServer:
 
     Args:
         settings: What it is told.
+        link: To a broker that is there already; by default the one of the settings.
+        clock: Unix time in seconds.
 
     Raises:
         ConfigError: A setting cannot work.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, link: Link | None = None, clock: Clock = time.time) -> None:
         self.settings = settings
+        self._given_link = link
         self._data = settings.data
         self._data.mkdir(parents=True, exist_ok=True)
         (self._data / SERVER_FILE).unlink(missing_ok=True)
         self.director_key = SigningKey.load_or_generate(self._data / DIRECTOR_KEY_FILE)
         self.release_keys = self._load_release_keys()
         self.operator_token = self._load_operator_token()
-        self.store = Store(self._data / "fleet.db")
+        self.store = Store(self._data / "fleet.db", clock=clock)
         self.blobs = Blobs(settings.blobs or str(self._data / "blobs"))
         self.catalog = Catalog(self.store, self.blobs, keys=self.release_keys, scratch=self._data / "scratch")
         self.watch = Watch(settings.drift, self.catalog)
@@ -110,7 +115,7 @@ class FleetServer:
         topics = Topics(self.settings.fleet)
         listener = self._bind()
         self.broker_host, self.broker_port = self._start_broker()
-        self.link = self._new_link()
+        self.link: Link = self._given_link or self._new_link()
         director = Director(self.settings.fleet, self.director_key, ttl_s=self.settings.controller.desired_ttl_s)
         self.controller = Controller(
             self.store,
@@ -226,6 +231,8 @@ class FleetServer:
         )
 
     def _start_broker(self) -> tuple[str, int]:
+        if self._given_link is not None:
+            return "given", 0
         if self.settings.broker != "embedded":
             parts = urlsplit(self.settings.broker)
             if not parts.hostname:
