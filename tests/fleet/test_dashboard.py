@@ -210,7 +210,7 @@ def busy_snapshot():
 class _Checker(html.parser.HTMLParser):
     """Collects tags and attributes, and insists that elements are closed in order."""
 
-    VOID = frozenset({"meta", "link", "br", "input", "img"})
+    VOID = frozenset({"meta", "link", "br", "wbr"})
 
     def __init__(self):
         super().__init__()
@@ -238,14 +238,14 @@ def parsed(page):
 
 
 def text_of(page):
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.replace("<wbr>", "")))
 
 
 def test_the_page_of_an_empty_fleet_says_how_to_begin():
     page = render(EMPTY)
     parsed(page)
     text = text_of(page)
-    assert "0 / 0" in text
+    assert "0 / 0 none is enrolled" in text
     assert "edgeops fleet token" in text
     assert "No device has sent a drift profile yet" in text
 
@@ -258,7 +258,7 @@ def test_the_page_of_a_busy_fleet_tells_what_goes_on(busy_snapshot):
         "7 / 8",
         "south-4",
         "1 h ago",
-        "1.4 ms",
+        "1.43 ms",
         "golden test: 4 of 8 outputs are not finite",
         "1 committed, 1 probation, 1 waiting",
         "rolled back",

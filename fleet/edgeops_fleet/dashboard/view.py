@@ -287,6 +287,7 @@ def _version_order(version: str) -> tuple[bool, object, str]:
 
 def _tiles(snapshot: Snapshot) -> tuple[Tile, ...]:
     online = sum(device.online for device in snapshot.devices)
+    away = len(snapshot.devices) - online
     requests = sum(device.requests for device in snapshot.devices)
     errors = sum(device.errors for device in snapshot.devices)
     cohorts = [verdict for verdict in snapshot.verdicts if verdict.scope.level is Level.COHORT]
@@ -301,14 +302,14 @@ def _tiles(snapshot: Snapshot) -> tuple[Tile, ...]:
         Tile(
             label="Devices online",
             value=f"{online} / {len(snapshot.devices)}",
-            note="everyone is there" if online == len(snapshot.devices) else f"{len(snapshot.devices) - online} away",
-            tone=Tone.GOOD if online == len(snapshot.devices) else Tone.WARN,
+            note=f"{away} away" if away else "everyone is there" if snapshot.devices else "none is enrolled",
+            tone=Tone.WARN if away else Tone.GOOD if snapshot.devices else Tone.IDLE,
         ),
         Tile(
             label="Requests answered",
             value=f"{requests:,}",
-            note=f"{errors:,} failed" if errors else "none failed",
-            tone=Tone.BAD if errors else Tone.GOOD,
+            note=f"{errors:,} failed" if errors else "none failed" if requests else "none has come",
+            tone=Tone.BAD if errors else Tone.GOOD if requests else Tone.IDLE,
         ),
         Tile(
             label="Latest rollout",
@@ -353,7 +354,7 @@ def _device_row(device: DeviceView, snapshot: Snapshot, hues: dict[str, int]) ->
         requests=f"{device.requests:,}",
         errors=f"{device.errors:,}",
         has_errors=device.errors > 0,
-        latency="–" if latency is None else f"{latency:.1f} ms" if latency >= 1 else f"{latency * 1000:.0f} µs",
+        latency="–" if latency is None else f"{latency:.2f} ms" if latency >= 1 else f"{latency * 1000:.0f} µs",
     )
 
 
@@ -453,6 +454,7 @@ def _drift_card(verdict: Verdict, hues: dict[str, int], *, now: float) -> DriftC
     scope = "Whole fleet" if verdict.scope.level is Level.FLEET else f"{verdict.scope.attribute} {verdict.scope.name}"
     top = max(verdict.threshold * 1.25, 1.0)
     is_drift = verdict.state is DriftState.DRIFT
+    shown = SIGNALS_SHOWN_IN_DRIFT if is_drift and verdict.scope.level is Level.COHORT else SIGNALS_SHOWN
     return DriftCard(
         title=scope,
         version=f"{verdict.model} {verdict.version}",
@@ -467,9 +469,9 @@ def _drift_card(verdict: Verdict, hues: dict[str, int], *, now: float) -> DriftC
         evidence=f"evidence after each window; the dashed line is the alarm at 10^{verdict.threshold:.1f}",
         signals=tuple(
             _signal_bar(signal, is_drift=is_drift, is_leading=is_drift and index == 0)
-            for index, signal in enumerate(verdict.signals[: SIGNALS_SHOWN_IN_DRIFT if is_drift else SIGNALS_SHOWN])
+            for index, signal in enumerate(verdict.signals[:shown])
         ),
-        more_signals=max(len(verdict.signals) - (SIGNALS_SHOWN_IN_DRIFT if is_drift else SIGNALS_SHOWN), 0),
+        more_signals=max(len(verdict.signals) - shown, 0),
     )
 
 

@@ -9,7 +9,8 @@ def sentence(verdict: Verdict) -> str:
     match verdict.state:
         case DriftState.DRIFT if verdict.effect:
             found = _count(verdict.windows_to_detection or 0, "window")
-            return f"{movement(verdict.effect)}; found within {found}, {seen} so far"
+            rows = f"{verdict.rows_to_detection or 0:,} rows"
+            return f"{movement(verdict.effect)}; found within {found} and {rows}, {seen} so far"
         case DriftState.OK:
             return f"no change that matters in {seen}"
         case _ if verdict.rows_needed is None and verdict.windows:
