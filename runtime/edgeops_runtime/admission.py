@@ -1,4 +1,4 @@
-"""What this device should run, and whether to start on it now. Pure: documents, state and clock in; a decision with its reason out.
+"""What this device should run, and whether to start on it now. Pure: documents, state, clock in; a decision with its reason out.
 
 Carrying it out is left to :mod:`edgeops_runtime.deployer`.
 """
@@ -74,6 +74,17 @@ class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str | None = None
     trial: Trial = Trial()
 
+    def decision(self, verdict: Verdict, reason: str, reason_class: ReasonClass | None = None) -> Decision:
+        return Decision(
+            verdict=verdict,
+            reason=reason,
+            version=self.version,
+            digest=self.digest,
+            rollout=self.rollout,
+            trial=self.trial,
+            reason_class=reason_class,
+        )
+
 
 def decide(target: Target, situation: Situation) -> Decision:
     """Which version should run, and what to do about it now."""
@@ -83,21 +94,20 @@ def decide(target: Target, situation: Situation) -> Decision:
     current = slots.current
     if wanted is None:
         return _without_wish(target, situation, barred, wait)
-    about = {"version": wanted.version, "digest": wanted.digest, "rollout": wanted.rollout, "trial": wanted.trial}
     if current is not None and current.digest == wanted.digest and wanted.digest not in barred:
-        return wait or Decision(verdict=Verdict.KEEP, reason="it runs already", **about)
+        return wait or wanted.decision(Verdict.KEEP, "it runs already")
     if wanted.digest in barred:
         if current is not None and current.digest in target.quarantine:
             return _without_wish(target, situation, barred, wait)
         reason = f"{wanted.version} is quarantined: {barred[wanted.digest]}"
-        return Decision(verdict=Verdict.REJECT, reason=reason, reason_class=ReasonClass.DEFECT, **about)
+        return wanted.decision(Verdict.REJECT, reason, ReasonClass.DEFECT)
     if parse_version(wanted.version) < parse_version(target.floor):
         reason = f"{wanted.version} is below the floor {target.floor}"
-        return Decision(verdict=Verdict.REJECT, reason=reason, reason_class=ReasonClass.SECURITY, **about)
+        return wanted.decision(Verdict.REJECT, reason, ReasonClass.SECURITY)
     known = slots.previous is not None and slots.previous.digest == wanted.digest
     if not known and (held := _clock_objection(situation)):
-        return Decision(verdict=Verdict.HOLD, reason=held, **about)
-    return Decision(verdict=Verdict.DEPLOY, reason="it is wanted", **about)
+        return wanted.decision(Verdict.HOLD, held)
+    return wanted.decision(Verdict.DEPLOY, "it is wanted")
 
 
 def _wanted(target: Target, situation: Situation, barred: Mapping[str, str]) -> tuple[_Wanted | None, Decision | None]:

@@ -31,6 +31,7 @@ from edgeops.messages import (
     DeploymentState,
     ModelState,
     ReasonClass,
+    Trial,
     decode_json,
     encode_json,
 )
@@ -46,10 +47,10 @@ from edgeops_runtime.deployer import Deployer
 from edgeops_runtime.deployment import Deployment
 from edgeops_runtime.desired import DEVICE, GROUP, DesiredState
 from edgeops_runtime.downloads import Downloader, HttpDownloader
+from edgeops_runtime.endpoint import Endpoint
 from edgeops_runtime.identity import Identity
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal, stamp
-from edgeops_runtime.endpoint import Endpoint
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.outbox import Outbox, Stream
 from edgeops_runtime.sender import Sender
@@ -203,7 +204,7 @@ class Agent:
 
     def _subscribe(self) -> None:
         device = self.identity.device
-        handlers = {
+        handlers: dict[str, Handler] = {
             self._topics.group_desired(self.identity.group): partial(self._desired_came, GROUP),
             self._topics.device_desired(device): partial(self._desired_came, DEVICE),
             self._topics.command(device): self._command_came,
@@ -438,7 +439,7 @@ class Agent:
             url="",
             rollout=None,
             generation=self._desired.generation,
-            trial=admission.Trial(),
+            trial=Trial(),
             began=now,
             step_began=now,
             has_incumbent=True,
@@ -487,26 +488,10 @@ class Agent:
 
     def _report(self) -> None:
         for window in self._windows.close():
-            slot = window.slot
             metrics = host.read_metrics(
                 self.config.directory, worker_rss_bytes=window.rss_bytes, outbox_bytes=self._outbox.size_bytes
             )
-            self._journal.telemetry(
-                model=self._store.slots.model,
-                version=slot.version,
-                digest=slot.digest,
-                variant=slot.variant,
-                engine=slot.engine,
-                start=window.start,
-                end=window.end,
-                requests=window.requests,
-                rows=window.rows,
-                errors=window.errors,
-                not_finite=window.not_finite,
-                latency=window.latency,
-                profile=window.profile,
-                host=metrics,
-            )
+            self._journal.telemetry(self._store.slots.model, window, metrics)
         self._clock.save_sometimes()
         self._pump_soon()
 

@@ -101,6 +101,6 @@ def _is_host(host: str) -> bool:
     return True
 
 
-def _require(holds: bool, key: str, expected: str, got: object) -> None:  # noqa: FBT001 - reads as a claim
+def _require(holds: bool, key: str, expected: str, got: object) -> None:
     if not holds:
         raise ConfigError(f"{key}: expected {expected}, got {got!r}")

@@ -1,4 +1,4 @@
-"""Carries out one deployment after the other: what :mod:`edgeops_runtime.deployment` says is done here, with workers, disk and log.
+"""Carries out one deployment after the other: does what :mod:`edgeops_runtime.deployment` says, with workers, disk and log.
 
 Which version is to be deployed is decided in :mod:`edgeops_runtime.admission`; the current version's worker belongs to
 :mod:`edgeops_runtime.incumbent`.

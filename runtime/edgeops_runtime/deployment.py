@@ -1,5 +1,7 @@
-"""The life of one deployment, from the offer to its end, as a pure state machine: a deployment and an event in, the next one and
-what to do out. Doing it is left to :mod:`edgeops_runtime.deployer`.
+"""The life of one deployment, from the offer to its end, as a pure state machine.
+
+A deployment and an event go in, the next deployment and what to do come out. Doing it is left to
+:mod:`edgeops_runtime.deployer`.
 
 ::
 
@@ -243,7 +245,7 @@ def offer(candidate: Candidate, *, now: float, has_incumbent: bool, is_known: bo
     return deployment, (Action.FETCH,)
 
 
-def step(deployment: Deployment, event: Event, *, now: float) -> Outcome:  # noqa: PLR0911 - one line for each event
+def step(deployment: Deployment, event: Event, *, now: float) -> Outcome:  # noqa: C901, PLR0912 - one line for each event
     """What an event makes of a deployment."""
     if deployment.step is Step.DONE:
         return deployment, ()
@@ -338,9 +340,8 @@ def _probation(deployment: Deployment, event: Figures, now: float) -> Outcome:
         "errors": float(event.errors),
         "not_finite": float(event.not_finite),
     }
-    for name, value in (("p95_ms", event.latency_ms), ("incumbent_p95_ms", event.incumbent_ms)):
-        if value is not None:
-            measured[name] = value
+    latencies = {"p95_ms": event.latency_ms, "incumbent_p95_ms": event.incumbent_ms}
+    measured |= {name: value for name, value in latencies.items() if value is not None}
     known = _with_figures(deployment, measured)
     # As soon as the errors of a whole probation are used up, waiting cannot change the verdict.
     allowed = trial.max_error_rate * max(event.requests, trial.probation_requests)
@@ -416,4 +417,5 @@ def _is_slow(latency_ms: float | None, incumbent_ms: float | None, ratio: float)
 
 
 def _slowness(latency_ms: float | None, incumbent_ms: float | None, trial: Trial) -> str:
-    return f"{latency_ms:.2f} ms against {incumbent_ms:.2f} ms of the version before; allowed is {trial.max_latency_ratio:g} times"
+    ratio = f"allowed is {trial.max_latency_ratio:g} times"
+    return f"{latency_ms:.2f} ms against {incumbent_ms:.2f} ms of the version before; {ratio}"

@@ -59,15 +59,14 @@ def load_average(proc: Path = _PROC) -> float | None:
 
 def temperature_c(thermal: Path = _THERMAL) -> float | None:
     """The hottest thermal zone, in degrees Celsius."""
-    readings = []
+    readings: list[float] = []
     try:
         zones = sorted(thermal.glob("thermal_zone*"))
     except OSError:
         return None
     for zone in zones:
-        for line in _lines(zone / "temp"):
-            if line.strip().lstrip("-").isdigit():
-                readings.append(int(line) / 1000)
+        lines = _lines(zone / "temp")
+        readings.extend(int(line) / 1000 for line in lines if line.strip().lstrip("-").isdigit())
     return max(readings, default=None)
 
 
@@ -85,7 +84,8 @@ def read_metrics(directory: Path, *, worker_rss_bytes: int | None, outbox_bytes:
 
     Args:
         directory: Where the agent keeps its data.
-        worker_rss_bytes: As the worker reported; likewise ``outbox_bytes`` by the outbox.
+        worker_rss_bytes: As the worker reported.
+        outbox_bytes: What waits to be sent.
     """
     return HostMetrics(
         agent_rss_bytes=rss_bytes(),

@@ -1,17 +1,19 @@
 """What the agent has to tell the server, as records in the outbox: transitions, notices, telemetry, samples."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from edgeops.errors import MessageError
-from edgeops.messages import Notice, Sample, Telemetry, Transition
+from edgeops.messages import HostMetrics, Notice, Sample, StoredRecord, Telemetry, Transition
 from edgeops_runtime.clock import TrustedClock
 from edgeops_runtime.control import Sampled
 from edgeops_runtime.deployment import Deployment
 from edgeops_runtime.outbox import Outbox, Stamp, Stream
 from edgeops_runtime.slots import Slot
+from edgeops_runtime.telemetry import Window
 
 logger = logging.getLogger(__name__)
 
@@ -64,30 +66,52 @@ class Journal:
             ),
         )
 
-    def telemetry(self, **figures: Any) -> None:  # noqa: ANN401 - the fields of Telemetry
-        """A window has closed; ``figures`` are the fields of :class:`edgeops.messages.Telemetry` beside the stamp."""
-        self._append_bounded(Stream.TELEMETRY, Telemetry, figures)
+    def telemetry(self, model: str, window: Window, host: HostMetrics) -> None:
+        """A window has closed."""
+        slot = window.slot
+
+        def make(sequence: int) -> Telemetry:
+            return Telemetry(
+                **self._record(Stream.TELEMETRY, sequence),
+                model=model,
+                version=slot.version,
+                digest=slot.digest,
+                variant=slot.variant,
+                engine=slot.engine,
+                start=window.start,
+                end=window.end,
+                requests=window.requests,
+                rows=window.rows,
+                errors=window.errors,
+                not_finite=window.not_finite,
+                latency=window.latency,
+                profile=window.profile,
+                host=host,
+            )
+
+        self._append_bounded(Stream.TELEMETRY, make)
 
     def sample(self, model: str, slot: Slot, sampled: Sampled) -> None:
         """A row was captured."""
-        figures = {
-            "model": model,
-            "version": slot.version,
-            "digest": slot.digest,
-            "command": sampled.command,
-            "request": sampled.request,
-            "probability": sampled.probability,
-            "inputs": sampled.inputs,
-            "predicted": sampled.predicted,
-            "confidence": sampled.confidence,
-        }
-        self._append_bounded(Stream.SAMPLE, Sample, figures)
 
-    def _append_bounded(self, stream: Stream, kind: type[Telemetry | Sample], figures: dict[str, Any]) -> None:
-        def make(sequence: int) -> Telemetry | Sample:
-            named = {"id": f"{self._outbox.epoch}-{sequence}"} if kind is Sample else {}
-            return kind(**self._record(stream, sequence), **figures, **named)
+        def make(sequence: int) -> Sample:
+            return Sample(
+                **self._record(Stream.SAMPLE, sequence),
+                id=f"{self._outbox.epoch}-{sequence}",
+                model=model,
+                version=slot.version,
+                digest=slot.digest,
+                command=sampled.command,
+                request=sampled.request,
+                probability=sampled.probability,
+                inputs=sampled.inputs,
+                predicted=sampled.predicted,
+                confidence=sampled.confidence,
+            )
 
+        self._append_bounded(Stream.SAMPLE, make)
+
+    def _append_bounded(self, stream: Stream, make: Callable[[int], StoredRecord]) -> None:
         try:
             self._outbox.append(stream, make)
         except MessageError as error:

@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -113,7 +114,7 @@ class Updater:
             order: What to bring.
             cancelled: Set from outside to give up; then the answer is ``None``, and the bytes so far are kept.
         """
-        fetch = _Fetch(self._store, self._downloader, order, self._pace, self._rng, cancelled)
+        fetch = _Fetch(self._store, self._downloader, order, pace=self._pace, rng=self._rng, cancelled=cancelled)
         try:
             return self._bring(order, fetch)
         except _CancelledError:
@@ -154,23 +155,25 @@ class Updater:
 
     def _check_assembled(self, order: Order) -> Brought | NotBrought | None:
         """A bundle that is here already; ``None`` when it was damaged, and is now gone."""
-        path = self._store.bundle_path(order.digest)
         try:
-            bundle = open_bundle(path, keys=self._keys, partial=True)
-            if bundle.digest != order.digest:
-                raise ManifestError(f"{path}: expected {order.digest}, found {bundle.digest}")
-            self._check_name(order, bundle.manifest)
-            chosen = self._choose(bundle.manifest)
-            if isinstance(chosen, str):
-                return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
-            variant, engine = chosen
-            if not bundle.file(variant.file).exists():
-                raise ManifestError(f"{path}: {variant.file} is not among what was fetched")
+            bundle = open_bundle(self._store.bundle_path(order.digest), keys=self._keys, partial=True)
         except ManifestError as error:
-            logger.warning("%s; fetched anew", error)
-            self._store.discard_bundle(order.digest)
-            return None
+            return self._discard(order, str(error))
+        if bundle.digest != order.digest:
+            return self._discard(order, f"{bundle.path}: expected {order.digest}, found {bundle.digest}")
+        self._check_name(order, bundle.manifest)
+        chosen = self._choose(bundle.manifest)
+        if isinstance(chosen, str):
+            return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
+        variant, engine = chosen
+        if not bundle.file(variant.file).exists():
+            return self._discard(order, f"{bundle.path}: {variant.file} is not among what was fetched")
         return Brought(variant=variant.name, engine=engine, downloaded_bytes=0)
+
+    def _discard(self, order: Order, reason: str) -> Brought | None:
+        logger.warning("%s; fetched anew", reason)
+        self._store.discard_bundle(order.digest)
+        return None
 
     def _manifest(self, order: Order, envelope: bytes) -> Manifest:
         manifest = read_manifest(envelope, keys=self._keys, where=f"manifest of {order.model} {order.version}")
@@ -193,6 +196,15 @@ class _SecurityError(Exception):
     """The right digest cannot be had from there."""
 
 
+@dataclass
+class _Tries:
+    """How often a blob did not come: without a new byte, not there, with the wrong digest."""
+
+    fruitless: int = 0
+    missing: int = 0
+    wrong: int = 0
+
+
 class _Fetch:
     """One order's downloads: how many bytes so far, and how many may come."""
 
@@ -201,6 +213,7 @@ class _Fetch:
         store: BlobStore,
         downloader: Downloader,
         order: Order,
+        *,
         pace: Pace,
         rng: random.Random,
         cancelled: threading.Event,
@@ -221,36 +234,37 @@ class _Fetch:
             digest: What it must be.
             size_bytes: Its size; ``None`` for a manifest, which has a limit instead.
         """
-        if self._store.has(digest):
-            return
         url = f"{self._order.url.rstrip('/')}/{digest}"
-        fruitless = missing = wrong = 0
-        while True:
+        tries = _Tries()
+        while not self._store.has(digest):
             if self._cancelled.is_set():
                 raise _CancelledError
             before = self._store.partial(digest).size_bytes
             try:
                 self._stream(url, digest, size_bytes)
             except NotThereError:
-                missing += 1
-                if missing >= _TRIES_WHEN_MISSING:
+                tries.missing += 1
+                if tries.missing >= _TRIES_WHEN_MISSING:
                     raise
             except DownloadError as error:
                 logger.info("%s", error)
-                fruitless = 0 if self._store.partial(digest).size_bytes > before else fruitless + 1
-                if fruitless >= _TRIES_WITHOUT_PROGRESS or self.received_bytes > self._budget_bytes:
+                came_further = self._store.partial(digest).size_bytes > before
+                tries.fruitless = 0 if came_further else tries.fruitless + 1
+                if tries.fruitless >= _TRIES_WITHOUT_PROGRESS or self.received_bytes > self._budget_bytes:
                     raise
             else:
-                try:
-                    self._store.partial(digest).finish(size_bytes)
-                except DownloadError as error:
-                    # Once may be the network's doing or a damaged beginning; twice from the first byte is the server's.
-                    wrong += 1
-                    if wrong >= _TRIES_WHEN_WRONG:
-                        raise _SecurityError(f"{url}: {error}") from error
-                    continue
-                return
-            self._pause(fruitless + missing)
+                self._finish(url, digest, size_bytes, tries)
+                continue
+            self._pause(tries.fruitless + tries.missing)
+
+    def _finish(self, url: str, digest: str, size_bytes: int | None, tries: "_Tries") -> None:
+        try:
+            self._store.partial(digest).finish(size_bytes)
+        except DownloadError as error:
+            # Once may be the network's doing or a damaged beginning; twice from the first byte is the server's.
+            tries.wrong += 1
+            if tries.wrong >= _TRIES_WHEN_WRONG:
+                raise _SecurityError(f"{url}: {error}") from error
 
     def _stream(self, url: str, digest: str, size_bytes: int | None) -> None:
         partial = self._store.partial(digest)
