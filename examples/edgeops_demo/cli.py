@@ -14,6 +14,8 @@ from edgeops_demo.demo import Demo, Options, prepare
 from edgeops_demo.processes import Programs
 from edgeops_demo.story import Story
 
+_WIDTH_WITHOUT_TERMINAL = 160
+
 
 @click.command("demo")
 @click.option(
@@ -35,7 +37,7 @@ def demo_command(directory: Path, images: Path | None, port: int, seed: int, sta
     """Run the whole loop on this machine: train, convert, deploy, break, drift, retrain, roll out again."""
     directory = directory.absolute()
     prepare(directory)
-    story = Story(Console(soft_wrap=not sys.stdout.isatty()))
+    story = Story(Console() if sys.stdout.isatty() else Console(width=_WIDTH_WITHOUT_TERMINAL))
     with Programs(directory / "logs") as programs:
         demo = Demo(Options(directory=directory, images=images, port=port, seed=seed), story, programs)
         failure: EdgeOpsError | None = None

@@ -124,8 +124,7 @@ class Demo:
         torch.save(self._network.state_dict(), self._directory / "network.pt")
 
     def _tell_training(self, step: int, steps: int, loss: float) -> None:
-        if step * 5 // steps != (step - 20) * 5 // steps:
-            self._story.tell(f"step {step} of {steps}, loss {loss:.3f}")
+        self._story.tell(f"step {step} of {steps}, loss {loss:.3f}")
 
     def _convert(self, network: torch.nn.Module, version: str) -> Bundle:
         clean, _ = exams(self._dataset)

@@ -1,7 +1,6 @@
 """The demo's processes: the server and the devices, each a real program with its log, and all of them ended by their ids."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,8 +12,7 @@ from typing import Self
 
 from edgeops.errors import EdgeOpsError
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
+_LAUNCHER = Path(__file__).with_name("launch.py")
 
 
 class Program:
@@ -22,7 +20,7 @@ class Program:
 
     Args:
         name: For people, and of the log file.
-        command: Program and arguments.
+        command: Program, with its path, and arguments.
         log: Where its output goes.
     """
 
@@ -30,11 +28,10 @@ class Program:
         self.name, self.log = name, log
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - commands of this module's callers, no input from outside
-                command,
+                [sys.executable, "-S", str(_LAUNCHER), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it takes no lock that another thread could hold
             )
 
     @property
@@ -127,10 +124,3 @@ class Programs:
 def console_script(name: str) -> str:
     """The path of a console script of this environment."""
     return str(Path(sys.executable).with_name(name))
-
-
-def _end_with_parent() -> None:
-    # A demo that is killed leaves nothing running.
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)

@@ -32,7 +32,7 @@ class Story:
 
     def tell(self, text: str) -> None:
         """One line of what happens."""
-        self.console.print(f"   {text}", highlight=False)
+        self.console.print(f"   {text}", highlight=False, soft_wrap=True)
 
     def show(self, report: Report) -> None:
         """The table of the whole run."""
