@@ -166,7 +166,9 @@ class Drained(_Line, frozen=True, kw_only=True, tag="drained"):
 
 
 FromAgent = Golden | Recent | Shadow | Serve | Pause | Window | Collect | Drain
-FromWorker = Ready | Failed | GoldenResult | RecentResult | ShadowResult | Serving | Paused | WindowClosed | Sampled | Drained
+FromWorker = (
+    Ready | Failed | GoldenResult | RecentResult | ShadowResult | Serving | Paused | WindowClosed | Sampled | Drained
+)
 
 _AGENT: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)
 _WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)

@@ -1,0 +1,334 @@
+"""HTTP/1.1 on one connection: requests in, answers out, nothing about what they mean.
+
+httptools (llhttp) parses; this module bounds what a client may send and how long it may take, answers pipelined requests in
+order, and sends every answer with one call. Accepting connections and ending them is :mod:`edgeops_runtime.listener`.
+"""
+
+import contextlib
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import httptools
+import msgspec
+
+_RECEIVE_BYTES = 1 << 16
+_LINGER_S = 2.0
+_LINGER_BYTES = 64 << 20
+_SHORTEST_WAIT_S = 0.001  # A kernel timeout of zero would wait for ever.
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may do.
+
+    Attributes:
+        header_bytes: Of the request line and all headers.
+        body_bytes: Of the body.
+        idle_s: Between two requests.
+        request_s: From the first byte of a request to its last.
+        send_s: Without taking a byte of the answer.
+    """
+
+    header_bytes: int = 16 << 10
+    body_bytes: int = 64 << 20
+    idle_s: float = 75.0
+    request_s: float = 10.0
+    send_s: float = 10.0
+
+
+@dataclass(slots=True)
+class Request:
+    """A whole request.
+
+    Attributes:
+        path: Without the query, as sent.
+        headers: By lower-case name; of a header that comes several times, the last.
+        keep_alive: Whether the client may send another one on this connection.
+    """
+
+    method: bytes
+    path: bytes
+    headers: dict[bytes, bytes]
+    body: bytes
+    keep_alive: bool
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer.
+
+    Attributes:
+        headers: Beside those that every answer has.
+        body: Its parts, sent one after the other.
+        after: Called when the answer is out.
+    """
+
+    status: int
+    body: Sequence[bytes | memoryview] = ()
+    content_type: str = "application/json"
+    headers: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    after: Callable[[], None] | None = None
+
+
+Handler = Callable[[Request], Response]
+
+
+def error_response(status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> Response:
+    """An answer that says what was wrong, as the Open Inference Protocol has it."""
+    return Response(status, (msgspec.json.encode({"error": message}),), headers=headers)
+
+
+class Connection:
+    """One client's connection; :meth:`serve` runs on a thread of its own until it ends."""
+
+    def __init__(self, connection: socket.socket, handler: Handler, limits: Limits) -> None:
+        self._socket = connection
+        self._handler = handler
+        self._limits = limits
+        self._reader = _Reader(limits)
+        self._is_last = False
+
+    def serve(self) -> None:
+        """Answer until the client leaves, breaks a rule, or :meth:`finish` was called; then close."""
+        try:
+            self._prepare()
+            while self._receive() and self._answer_all():
+                pass
+        except OSError:
+            return  # The client is gone or does not read; nobody is left to tell.
+        finally:
+            self._socket.close()
+
+    def finish(self) -> None:
+        """Let the next answer be the last one on this connection. Called by any thread."""
+        self._is_last = True
+
+    def hang_up(self) -> None:
+        """Take no further request; one that is there already is answered. Called by any thread."""
+        self._is_last = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def _prepare(self) -> None:
+        if self._socket.family != socket.AF_UNIX:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Kernel timeouts: Python's would cost a poll() before each call.
+        self._socket.setblocking(True)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self._limits.send_s))
+        self._wait_at_most(self._limits.idle_s)
+
+    def _receive(self) -> bool:
+        """Read until at least one request is complete or a rule is broken; ``False`` when the client is gone."""
+        reader = self._reader
+        deadline = time.monotonic() + self._limits.request_s if reader.has_begun else 0.0
+        if deadline:
+            self._wait_at_most(self._limits.request_s)
+        while not reader.requests and reader.problem is None:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                data = b""
+                if reader.has_begun:
+                    reader.problem = (408, f"the request did not arrive within {self._limits.request_s:g} s")
+                    break
+            if not data:
+                return False
+            if reader.feed(data):
+                self._is_last = True
+            if reader.requests or reader.problem is not None:
+                break
+            if reader.wants_continue():
+                self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            deadline = deadline or time.monotonic() + self._limits.request_s
+            self._wait_at_most(max(deadline - time.monotonic(), _SHORTEST_WAIT_S))
+        if deadline:
+            self._wait_at_most(self._limits.idle_s)
+        return True
+
+    def _answer_all(self) -> bool:
+        """Answer what was read; whether the connection goes on."""
+        reader = self._reader
+        while reader.requests:
+            request = reader.requests.popleft()
+            response = self._handler(request)
+            # What a client sent before it could know that this is the end is still answered.
+            goes_on = request.keep_alive and (not self._is_last or bool(reader.requests) or reader.has_begun)
+            self._send(response, goes_on=goes_on, is_head=request.method == b"HEAD")
+            if response.after is not None:
+                response.after()
+            if not goes_on:
+                return False
+        if reader.problem is not None:
+            self._send(error_response(*reader.problem), goes_on=False)
+            self._linger()
+            return False
+        return True
+
+    def _send(self, response: Response, *, goes_on: bool, is_head: bool = False) -> None:
+        start = _head(response, goes_on=goes_on)
+        send_all(self._socket, [start] if is_head else [start, *response.body])
+
+    def _linger(self) -> None:
+        """Close so that the answer arrives: data that is unread at close() would reset the connection under it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            deadline, taken = time.monotonic() + _LINGER_S, 0
+            while taken < _LINGER_BYTES and (left := deadline - time.monotonic()) > 0:
+                self._wait_at_most(left)
+                data = self._socket.recv(_RECEIVE_BYTES)
+                if not data:
+                    return
+                taken += len(data)
+
+    def _wait_at_most(self, seconds: float) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+
+
+class _Reader:
+    """Feeds the parser and collects what it finds: whole requests, or the rule that was broken."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.requests: deque[Request] = deque()
+        self.problem: tuple[int, str] | None = None
+        self.has_begun = False
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._is_in_headers = False
+        self._unfinished_bytes = 0
+        self._has_continued = False
+        self._reset()
+
+    def feed(self, data: bytes) -> bool:
+        """Parse what came; ``True`` when nothing after it on this connection is for us."""
+        was_in_headers = self._is_in_headers
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return True  # An upgrade is declined by answering in HTTP/1.1.
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"not a valid HTTP/1.1 request: {error}")
+        # A header that never ends is kept by the parser, unseen by on_header.
+        self._unfinished_bytes = self._unfinished_bytes + len(data) if was_in_headers and self._is_in_headers else 0
+        if self._unfinished_bytes > self._limits.header_bytes:
+            self._refuse_headers()
+        return False
+
+    def wants_continue(self) -> bool:
+        """Whether the client waits for ``100 Continue`` before it sends the body; true once for a request."""
+        waits = self.has_begun and not self._is_in_headers and not self._has_continued
+        if waits and self._headers.get(b"expect", b"").lower() == b"100-continue":
+            self._has_continued = True
+            return True
+        return False
+
+    def on_message_begin(self) -> None:
+        """The parser: a request begins."""
+        self._reset()
+        self.has_begun = self._is_in_headers = True
+
+    def on_url(self, url: bytes) -> None:
+        """The parser: a piece of the request line."""
+        self._url += url
+        self._count_headers(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """The parser: a header."""
+        self._headers[name.lower()] = value
+        self._count_headers(len(name) + len(value) + 4)
+
+    def on_headers_complete(self) -> None:
+        """The parser: the headers are over."""
+        self._is_in_headers = False
+        size = self._headers.get(b"content-length", b"")
+        if size.isdigit() and int(size[:20]) > self._limits.body_bytes:
+            self._refuse_body()
+
+    def on_body(self, data: bytes) -> None:
+        """The parser: a piece of the body."""
+        self._body_bytes += len(data)
+        if self._body_bytes > self._limits.body_bytes:
+            self._refuse_body()
+        elif self.problem is None:
+            self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        """The parser: a request is whole."""
+        self.has_begun = False
+        if self.problem is not None:
+            return
+        parts = self._parts
+        self.requests.append(
+            Request(
+                method=self._parser.get_method(),
+                path=self._url.partition(b"?")[0],
+                headers=self._headers,
+                body=parts[0] if len(parts) == 1 else b"".join(parts),
+                keep_alive=self._parser.should_keep_alive(),
+            )
+        )
+
+    def _reset(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._parts: list[bytes] = []
+        self._header_bytes = 0
+        self._body_bytes = 0
+        self._has_continued = False
+
+    def _count_headers(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > self._limits.header_bytes:
+            self._refuse_headers()
+
+    def _refuse_headers(self) -> None:
+        self._refuse(431, f"expected a request line and headers of at most {self._limits.header_bytes} bytes")
+
+    def _refuse_body(self) -> None:
+        self._parts.clear()
+        self._refuse(413, f"expected a body of at most {self._limits.body_bytes} bytes")
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self.problem is None:
+            self.problem = (status, message)
+
+
+def send_all(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
+    """Send the parts with one call; with more only when the client is slower than we are.
+
+    Raises:
+        OSError: The client is gone, or took nothing for too long.
+    """
+    sent = connection.sendmsg(parts)
+    for part in parts:
+        if sent >= len(part):
+            sent -= len(part)
+        else:
+            connection.sendall(memoryview(part)[sent:])
+            sent = 0
+
+
+def response_bytes(response: Response) -> bytes:
+    """An answer after which the connection ends, in one piece."""
+    return b"".join([_head(response, goes_on=False), *response.body])
+
+
+def _head(response: Response, *, goes_on: bool) -> bytes:
+    size = sum(map(len, response.body))
+    more = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
+    return (
+        f"HTTP/1.1 {response.status} {_PHRASES.get(response.status, '')}\r\n"
+        f"Content-Type: {response.content_type}\r\nContent-Length: {size}\r\n{more}"
+        f"Connection: {'keep-alive' if goes_on else 'close'}\r\n\r\n"
+    ).encode("latin-1", "replace")
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}

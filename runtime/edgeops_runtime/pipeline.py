@@ -1,0 +1,179 @@
+"""One inference from the caller's tensors to the caller's answers: check, preprocess, run, postprocess, check.
+
+Counting is left to :mod:`edgeops_runtime.model`, the engine to :mod:`edgeops_runtime.engines`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.errors import EngineError, NotFiniteError, TensorError
+from edgeops.manifest import Manifest
+from edgeops.processing import apply
+from edgeops.tensors import TensorSpec
+from edgeops_runtime.engines.engine import Session, Tensors
+
+
+class Answer(NamedTuple):
+    """What came out, and what drift signals look at.
+
+    Attributes:
+        outputs: As the caller sees them, after postprocessing.
+        entered: What entered the engine, after preprocessing.
+        left: What left the engine, before postprocessing.
+        rows: How many rows were answered; 1 for a model without a batch dimension.
+    """
+
+    outputs: Tensors
+    entered: Tensors
+    left: Tensors
+    rows: int
+
+
+class Pipeline:
+    """A model ready to answer; may be used from several threads."""
+
+    def __init__(self, manifest: Manifest, session: Session) -> None:
+        """Prepare.
+
+        Args:
+            manifest: Its inputs, outputs and operators.
+            session: One of its variants, loaded.
+        """
+        self._run = session.run
+        self._inputs = tuple((spec.name, np.dtype(spec.numpy_dtype), spec) for spec in manifest.inputs)
+        self._outputs = tuple(spec.name for spec in manifest.outputs)
+        self._preprocess = manifest.preprocess
+        self._postprocess = manifest.postprocess
+        self._batched = next((spec.name for spec in manifest.inputs if spec.is_batched), None)
+
+    def answer(self, feeds: Mapping[str, NDArray[Any]]) -> Answer:
+        """Answer.
+
+        Args:
+            feeds: Every input by name, as the manifest describes it; rows first.
+
+        Raises:
+            TensorError: An input is missing, unknown, of another dtype or shape, or not finite.
+            NotFiniteError: The model answered NaN or infinity to finite inputs.
+            EngineError: The engine failed.
+        """
+        rows = self._check(feeds)
+        entered: Tensors = apply(self._preprocess, feeds) if self._preprocess else dict(feeds)
+        left = self._run(entered)
+        outputs = apply(self._postprocess, left) if self._postprocess else left
+        for name in self._outputs:
+            if not is_finite(outputs[name]):
+                self._blame(feeds, name)
+        return Answer(outputs, entered, left, rows)
+
+    def _check(self, feeds: Mapping[str, NDArray[Any]]) -> int:
+        if len(feeds) != len(self._inputs):
+            self._refuse_names(feeds)
+        for name, dtype, spec in self._inputs:
+            array = feeds.get(name)
+            if array is None:
+                self._refuse_names(feeds)
+            elif array.dtype is not dtype or not _fits(array.shape, spec):
+                check_tensor(array, spec)
+        if self._batched is None:
+            return 1
+        rows = len(feeds[self._batched])
+        if len(self._inputs) > 1:
+            self._check_rows(feeds, rows)
+        return rows
+
+    def _check_rows(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> None:
+        """Every dimension of the same name must have the same size."""
+        sizes: dict[str, int] = {}
+        for name, _, spec in self._inputs:
+            for wanted, size in zip(spec.shape, feeds[name].shape, strict=True):
+                if isinstance(wanted, str) and sizes.setdefault(wanted, size) != size:
+                    raise TensorError(
+                        f"tensor {name!r}: expected {wanted} = {sizes[wanted]} as in the other inputs, got {size} "
+                        f"(rows: {rows})"
+                    )
+
+    def _refuse_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        expected = ", ".join(f"{name} {spec.dtype} {list(spec.shape)}" for name, _, spec in self._inputs)
+        raise TensorError(f"expected the inputs {expected}; got {', '.join(map(repr, feeds)) or 'none'}")
+
+    def _blame(self, feeds: Mapping[str, NDArray[Any]], output: str) -> None:
+        """Say whose fault an answer is that is not finite."""
+        for name, _, _ in self._inputs:
+            if not is_finite(feeds[name]):
+                raise TensorError(f"tensor {name!r}: expected finite values, got NaN or infinity")
+        raise NotFiniteError(f"output {output!r}: the model answered NaN or infinity to finite inputs")
+
+
+def check_tensor(array: object, spec: TensorSpec) -> None:
+    """Hold an argument against its specification, when it may be no array at all.
+
+    Raises:
+        TensorError: It is no array, or does not fit.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TensorError(f"tensor {spec.name!r}: expected a numpy array, got {type(array).__name__}")
+    spec.check(array)
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Whether an array holds neither NaN nor infinity; integers and booleans never do."""
+    if array.dtype.kind != "f":
+        return True
+    # A sum is finite only if every term is; where it is not, it may have overflowed, so look at each.
+    with np.errstate(all="ignore"):
+        total = float(np.add.reduce(array, axis=None))
+    return math.isfinite(total) or bool(np.isfinite(array).all())
+
+
+def warm_up(pipeline: Pipeline, manifest: Manifest, golden: Tensors | None) -> None:
+    """Answer one row, so that the first caller does not wait for what an engine does on its first run.
+
+    Args:
+        pipeline: What to warm up.
+        manifest: Its inputs.
+        golden: Golden inputs, rows first; ``None`` takes zeros.
+
+    Raises:
+        EngineError: The engine fails on it, or the bundle's golden inputs do not fit its own manifest.
+    """
+    feeds = {
+        spec.name: first_row(golden[spec.name], spec) if golden and spec.name in golden else _zeros(spec)
+        for spec in manifest.inputs
+    }
+    try:
+        pipeline.answer(feeds)
+    except NotFiniteError:
+        return  # The engine works; what it answers is judged by the golden test.
+    except TensorError as error:
+        raise EngineError(f"{manifest.name} {manifest.version}: its own golden inputs do not fit: {error}") from error
+
+
+def first_row(rows: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """The first row as one request: with its batch dimension where the tensor has one."""
+    return take_row(rows, spec, 0)
+
+
+def take_row(rows: NDArray[Any], spec: TensorSpec, index: int) -> NDArray[Any]:
+    """One row of many as one request.
+
+    Args:
+        rows: Shape ``(n, …)``: rows first, also for a tensor without a batch dimension, which is then a row as a whole.
+        spec: The tensor.
+        index: Which row.
+    """
+    return rows[index : index + 1] if spec.is_batched or rows.ndim == len(spec.shape) else rows[index]
+
+
+def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+    if len(shape) != len(spec.shape) or 0 in shape:
+        return False
+    return all(wanted == size or isinstance(wanted, str) for wanted, size in zip(spec.shape, shape, strict=False))
+
+
+def _zeros(spec: TensorSpec) -> NDArray[Any]:
+    return np.zeros([1 if isinstance(size, str) else size for size in spec.shape], dtype=spec.numpy_dtype)

@@ -1,0 +1,161 @@
+"""The worker process: one variant of one bundle on one engine, answering on a socket that it inherits.
+
+The agent starts it with ``python -m edgeops_runtime.worker`` and tells it what to do, as :mod:`edgeops_runtime.control` says. The
+main thread converses with the agent, each connection has a thread. When the agent is gone the worker exits at once: whoever
+restarts the agent starts new workers.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from edgeops.bundle import open_bundle
+from edgeops.errors import EdgeOpsError, MessageError
+from edgeops_runtime.capture import Capture, RecentRows
+from edgeops_runtime.comparison import compare_golden, run_shadow
+from edgeops_runtime.control import (
+    Collect,
+    ControlSocket,
+    Drain,
+    Drained,
+    Failed,
+    FromAgent,
+    Golden,
+    Pause,
+    Paused,
+    Ready,
+    Recent,
+    RecentResult,
+    Serve,
+    Serving,
+    Shadow,
+    Window,
+)
+from edgeops_runtime.engines.engine import Tensors
+from edgeops_runtime.listener import Listener
+from edgeops_runtime.model import Model, load_variant, resident_bytes
+from edgeops_runtime.pipeline import Answer
+from edgeops_runtime.v2 import Service
+
+_AGENT_GONE = 70
+
+
+class Worker:
+    """Does what the agent says with one model."""
+
+    def __init__(self, model: Model, control: ControlSocket, listening: socket.socket) -> None:
+        self._model = model
+        self._control = control
+        self._recent = RecentRows(model.manifest)
+        self._capture = Capture(model.manifest, control.send, is_classifier=model.is_classifier)
+        self._listener = Listener(listening, Service(model, observer=self._observe))
+        self._is_draining = False
+
+    def obey(self) -> NoReturn:
+        """Follow the agent's orders until it says drain, or is gone; then end the process."""
+        while True:
+            try:
+                order = self._control.receive_from_agent()
+            except MessageError as error:
+                self._control.send(Failed(what="control", reason=str(error)))
+                continue
+            if order is None:
+                # Nobody is left to tell, and nothing is to be saved.
+                os._exit(_AGENT_GONE)
+            try:
+                self._follow(order)
+            except (EdgeOpsError, OSError) as error:
+                self._control.send(Failed(what=type(order).__name__.lower(), reason=str(error)))
+
+    def _follow(self, order: FromAgent) -> None:
+        match order:
+            case Golden():
+                self._control.send(compare_golden(self._model))
+            case Recent():
+                self._control.send(RecentResult(count=self._recent.write(Path(order.path), order.count)))
+            case Shadow():
+                self._control.send(run_shadow(self._model, Path(order.path)))
+            case Serve():
+                self._listener.start()
+                self._control.send(Serving())
+            case Pause():
+                self._listener.pause()
+                self._control.send(Paused())
+            case Window():
+                self._control.send(self._model.window())
+            case Collect():
+                self._capture.order(order)
+            case Drain():
+                self._begin_draining(order.timeout_s)
+
+    def _begin_draining(self, timeout_s: float) -> None:
+        """Drain beside the conversation, so that the agent may still be heard; a second order is the last call."""
+        if self._is_draining:
+            self._listener.hang_up()
+            return
+        self._is_draining = True
+        threading.Thread(target=self._drain, args=(timeout_s,), name="drain", daemon=True).start()
+
+    def _drain(self, timeout_s: float) -> None:
+        self._listener.drain(timeout_s)
+        self._capture.close()
+        self._control.send(Drained(window=self._model.window()))
+        # Engines are known to crash while an interpreter tears them down; there is nothing to tear down for.
+        os._exit(0)
+
+    def _observe(self, request: str, feeds: Tensors, answer: Answer) -> None:
+        self._recent.add(feeds, answer.outputs, answer.rows)
+        self._capture.offer(request, feeds, answer)
+
+
+@click.command()
+@click.option("--bundle", "directory", type=click.Path(path_type=Path), required=True, help="Bundle directory.")
+@click.option("--variant", required=True, help="Name of the variant.")
+@click.option("--engine", required=True, help="Name of the engine.")
+@click.option("--listen-fd", type=int, required=True, help="Inherited listening socket.")
+@click.option("--control-fd", type=int, required=True, help="Inherited end of the control socket pair.")
+@click.option("--threads", type=int, default=1, help="Threads of one inference.")
+def main(directory: Path, *, variant: str, engine: str, listen_fd: int, control_fd: int, threads: int) -> None:
+    """Serve one variant of a bundle; started by the agent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides.
+    for stream in (sys.stdout, sys.stderr):
+        _never_block(stream.fileno())
+    control = ControlSocket(socket.socket(fileno=control_fd))
+    listening = socket.socket(fileno=listen_fd)
+    start = time.monotonic()
+    try:
+        bundle = open_bundle(directory, partial=True)
+        model = load_variant(bundle, bundle.manifest.variant(variant), engine, threads=threads)
+    except EdgeOpsError as error:
+        control.send(Failed(what="load", reason=str(error)))
+        sys.exit(1)
+    worker = Worker(model, control, listening)
+    control.send(
+        Ready(
+            engine=engine,
+            engine_version=model.engine_version,
+            pid=os.getpid(),
+            rss_bytes=resident_bytes(),
+            load_s=time.monotonic() - start,
+        )
+    )
+    worker.obey()
+
+
+def _never_block(descriptor: int) -> None:
+    """Let writes to a pipe that nobody reads fail rather than wait: an engine's chatter must not stop inference."""
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_NONBLOCK)
+
+
+if __name__ == "__main__":
+    main()
