@@ -32,7 +32,7 @@ def wilson(successes: int, trials: int) -> Interval:
     scale = 1 + _Z**2 / trials
     centre = (share + _Z**2 / (2 * trials)) / scale
     half = _Z / scale * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
-    return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+    return Interval(value=share, low=max(0.0, min(share, centre - half)), high=min(1.0, max(share, centre + half)))
 
 
 def accuracy(classes: ClassArray, labels: ClassArray) -> Interval:

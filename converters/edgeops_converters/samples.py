@@ -109,7 +109,8 @@ def _read(source: SampleSource, what: str) -> tuple[str, dict[str, NDArray[Any]]
         return what, {name: np.asarray(array) for name, array in source.items()}
     path = Path(source)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves the file open when it is damaged, so it is opened here.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise RecipeError(f"{path}: expected an .npz file with one array for each input, got a single array")
             return str(path), {name: archive[name] for name in archive.files}

@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +77,7 @@ def open_model(source: "nn.Module | str | Path", example: Tensors) -> Model:
     kind = Path(path).suffix
     if kind == ".py":
         return _open_module(
-            _call(Path(path), function), example, label=str(source), directory=Path(path).absolute().parent
+            _make(Path(path), function), example, label=str(source), directory=Path(path).absolute().parent
         )
     if kind not in {".pt2", ".onnx"}:
         raise ExportError(f"{source}: expected file.py:function, a .pt2 exported program or an .onnx file{_hint(kind)}")
@@ -94,7 +94,7 @@ def _hint(kind: str) -> str:
     return ""
 
 
-def _call(path: Path, function: str) -> "nn.Module":
+def _make(path: Path, function: str) -> "nn.Module":
     """Import the user's file and call the function that makes the model."""
     if not function:
         raise ExportError(f"{path}: expected file.py:function, with a function that returns the model")
@@ -158,8 +158,11 @@ def _open_program(path: Path, example: Tensors) -> Model:
     except Exception as error:  # torch.export raises whatever it meets in the archive
         raise ExportError(f"{path}: not a readable exported program: {error}") from error
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-    names = _bind({str(node.target).removeprefix("args_"): True for node in inputs}, example, str(path))
-    sizes = {node.meta["val"].shape[0] for node in inputs}
+    spec = program.call_spec.in_spec  # of (arguments, keyword arguments)
+    keywords = set((spec.child(1) if hasattr(spec, "child") else spec.children_specs[1]).context or ())
+    bound = _bind({str(node.target).removeprefix("args_"): True for node in inputs}, example, str(path))
+    names = {name: parameter if parameter in keywords else "" for name, parameter in bound.items()}
+    sizes = [node.meta["val"].shape[0] for node in inputs]
     fixed = next((size for size in sizes if isinstance(size, int)), None)
     return _tried(
         module, names, example, label=str(path), digest=digest_file(path), directory=path.absolute().parent, batch=fixed
@@ -218,8 +221,8 @@ def _tried(
         chunk = {name: np.resize(array, (count, *array.shape[1:])) for name, array in example.items()}
         try:
             with torch.inference_mode(), quiet():
-                given = module(**{names[n]: torch.from_numpy(np.ascontiguousarray(a)) for n, a in chunk.items()})
-            outputs = _named_outputs(given, torch)
+                tensors = [torch.from_numpy(np.ascontiguousarray(chunk[name])) for name in names]
+                outputs = _named_outputs(_call(module, names.values(), tensors), torch)
         except Exception as error:  # the user's own code runs here
             shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in chunk.items())
             raise ExportError(f"{label}: fails on rows of the data ({shapes}): {explain(error, module)}") from error
@@ -252,10 +255,16 @@ def _positional(module: "nn.Module", parameters: Sequence[str]) -> "nn.Module":
             self.training = False
 
         def forward(self, *tensors: Any) -> Any:  # noqa: ANN401 - torch tensors, loaded lazily
-            given = self.module(**dict(zip(parameters, tensors, strict=True)))
-            return tuple(_named_outputs(given, torch).values())
+            return tuple(_named_outputs(_call(self.module, parameters, tensors), torch).values())
 
     return Positional()
+
+
+def _call(module: "nn.Module", parameters: Iterable[str], tensors: Iterable[Any]) -> Any:  # noqa: ANN401 - the user's
+    """Call a module with tensors by parameter; an empty name stands for the next place."""
+    given = list(zip(parameters, tensors, strict=True))
+    places = [tensor for parameter, tensor in given if not parameter]
+    return module(*places, **{parameter: tensor for parameter, tensor in given if parameter})
 
 
 def _named_outputs(given: Any, torch: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever the user's forward returns

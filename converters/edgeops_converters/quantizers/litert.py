@@ -1,5 +1,6 @@
 """TFLite: ai-edge-quantizer's static int8, with the float32 interface kept."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -39,6 +40,11 @@ class LitertQuantizer:
                 for end in (operation.INPUT, operation.OUTPUT):
                     # Its default moves the interface to int8, and then the variants of one bundle would differ.
                     stock.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
+                for name in _shared_outputs(source.path):
+                    # The quantizer gives such a tensor two types, and the file would not load; so its layer stays float.
+                    stock.update_quantization_recipe(
+                        re.escape(name), operation.ALL_SUPPORTED, algorithm_key="no_quantize"
+                    )
                 rows = _Rows({keys[name]: array for name, array in calibration.items()}, source.batch or 1)
                 ranges = _calibrate(source.path, stock.get_quantization_recipe(), rows)
                 result = stock.quantize(calibration_result=ranges, enable_progress_report=False)
@@ -54,6 +60,14 @@ class LitertQuantizer:
             inputs={name: inputs[key] for name, key in keys.items()},
             outputs={name: outputs[_key(before_outputs, wire)] for name, wire in source.outputs.items()},
         )
+
+
+def _shared_outputs(path: Path) -> list[str]:
+    """Names of the tensors that are an output of the model and at once the input of another layer."""
+    schema = load("ai_edge_litert.schema_py_generated")
+    graph = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0).subgraphs[0]
+    read = {int(index) for operator in graph.operators for index in operator.inputs}
+    return [graph.tensors[index].name.decode() for index in map(int, graph.outputs) if index in read]
 
 
 def _calibrate(path: Path, recipe: Any, rows: "_Rows") -> Any:  # noqa: ANN401 - ai-edge-quantizer has no types

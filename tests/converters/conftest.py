@@ -1,0 +1,80 @@
+"""One trained model, its data, and one conversion of it that all tests read."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeops.manifest import Scale, Softmax
+from edgeops.signing import SigningKey
+from edgeops_converters import Conversion, convert
+
+TINY = Path(__file__).parents[2] / "examples" / "convert" / "tiny.py"
+NAMES = ("north west", "north east", "south west", "south east")
+
+
+def load_tiny():
+    spec = importlib.util.spec_from_file_location("tiny_example", TINY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The example's module: ``quarters`` makes data."""
+    return load_tiny()
+
+
+@pytest.fixture(scope="session")
+def network(tiny):
+    """The trained model."""
+    return tiny.tiny()
+
+
+@pytest.fixture(scope="session")
+def calibration(tiny):
+    return {"image": tiny.quarters(64, seed=1)[0]}
+
+
+@pytest.fixture(scope="session")
+def evaluation(tiny):
+    images, labels = tiny.quarters(500, seed=2)
+    return {"image": images, "labels": labels}
+
+
+@pytest.fixture(scope="session")
+def signing_key():
+    return SigningKey.generate()
+
+
+def as_bytes(data):
+    """The images as a camera gives them; ``BYTES`` undoes it."""
+    return {**data, "image": np.clip(np.round((data["image"] + 1) * 80), 0, 255).astype(np.uint8)}
+
+
+BYTES = Scale(tensor="image", factor=1 / 80, offset=-1.0)
+
+
+@pytest.fixture(scope="session")
+def conversion(network, calibration, evaluation, signing_key, tmp_path_factory) -> Conversion:
+    """All four variants, with pre- and post-processing, labels, strata and a signature."""
+    sites = np.where(np.arange(len(evaluation["labels"])) % 3 == 0, "harbour", "market")
+    return convert(
+        network,
+        data=as_bytes(calibration),
+        evaluation={**as_bytes(evaluation), "stratum": sites},
+        name="quarters",
+        version="1.0.0",
+        output=tmp_path_factory.mktemp("bundles") / "quarters-1.0.0",
+        labels=NAMES,
+        preprocess=(BYTES,),
+        postprocess=(Softmax(tensor="output"),),
+        keys=(signing_key,),
+        stratum_attribute="site",
+        parent="sha256:" + "a" * 64,
+        dataset="sha256:" + "b" * 64,
+        license="Apache-2.0",
+        force=True,  # a busy machine is not what these tests are about
+    )

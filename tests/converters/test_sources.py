@@ -1,0 +1,127 @@
+"""Opening a source: every kind, and every way in which one can be wrong."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeops.errors import ExportError, RecipeError
+from edgeops_converters.sessions import run_rows
+from edgeops_converters.sources import open_model
+
+ROWS = {"x": np.random.default_rng(0).random((5, 6), np.float32)}
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 3)).eval()
+
+
+def script(tmp_path, text):
+    path = tmp_path / "my_model.py"
+    path.write_text(f"import torch\nfrom torch import nn\n{text}\n")
+    return path
+
+
+def test_a_module_learns_its_names_from_the_data(linear):
+    model = open_model(linear, {"features": ROWS["x"]})
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model.inputs] == [("features", "FP32", ("batch", 6))]
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model.outputs] == [("output", "FP32", ("batch", 3))]
+
+
+def test_a_function_in_a_file_may_import_its_neighbours(tmp_path):
+    (tmp_path / "neighbour_of_my_model.py").write_text("SIZE = 6\n")
+    path = script(
+        tmp_path, "def make():\n    import neighbour_of_my_model as n\n    return nn.Linear(n.SIZE, 3).eval()"
+    )
+    model = open_model(f"{path}:make", ROWS)
+    assert model.label == f"{path}:make"
+    assert model.outputs[0].shape == ("batch", 3)
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+def test_an_exported_program_answers_as_its_module(linear, tmp_path, rows):
+    path = tmp_path / "model.pt2"
+    shapes = ({0: torch.export.Dim("batch")},) if rows is None else None
+    arguments = (torch.from_numpy(np.resize(ROWS["x"], (rows or 2, 6))),)
+    torch.export.save(torch.export.export(linear, arguments, dynamic_shapes=shapes), path)
+
+    model = open_model(path, ROWS)
+
+    assert model.batch == rows
+    expected = linear(torch.from_numpy(ROWS["x"])).detach().numpy()
+    np.testing.assert_allclose(run_rows(model.answer, ROWS, batch=model.batch)["output"], expected, rtol=1e-5)
+
+
+def test_the_digest_tells_weights_apart(linear):
+    before = open_model(linear, ROWS).digest
+    assert open_model(linear, ROWS).digest == before
+    with torch.no_grad():
+        linear[0].bias[1] += 1e-3
+    assert open_model(linear, ROWS).digest != before
+
+
+@pytest.mark.parametrize(
+    ("text", "function", "said"),
+    [
+        ("def make():\n    return nn.Linear(6, 3)", "make", r"training mode; call \.eval\(\)"),
+        ("def make():\n    return 7", "make", r"expected a torch\.nn\.Module, got int"),
+        ("def make():\n    return nn.Linear(6, 3).eval()", "build", "no function 'build'; it has make"),
+        ("def make():\n    raise OSError('weights.bin')", "make", "OSError: weights.bin"),
+        ("import no_such_library_anywhere", "make", "cannot be imported.*no_such_library_anywhere"),
+        ("def make(:", "make", "cannot be imported.*SyntaxError"),
+        ("def make():\n    return nn.Linear(7, 3).eval()", "make", r"fails on rows.*float32 \[1, 6\].*shape"),
+    ],
+)
+def test_a_file_that_gives_no_usable_module_is_explained(tmp_path, text, function, said):
+    with pytest.raises(ExportError, match=said):
+        open_model(f"{script(tmp_path, text)}:{function}", ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.pt", "a pickle can run any code"),
+        ("model.tflite", "has lost what a faithful conversion needs"),
+        ("model.h5", "expected file.py:function"),
+        ("model.py", "with a function that returns the model"),
+        ("gone.onnx", "no such file"),
+        ("gone.py:make", "no such file"),
+    ],
+)
+def test_other_files_are_refused_with_what_to_give(tmp_path, name, said):
+    with pytest.raises(ExportError, match=said):
+        open_model(str(tmp_path / name), ROWS)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+@pytest.mark.parametrize("content", [b"", b"\x08\x07garbage", b"PK\x03\x04"])
+def test_a_corrupt_file_is_named(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=f"{name}: not a readable"):
+        open_model(path, ROWS)
+
+
+def test_data_with_other_names_than_the_parameters_is_refused(linear):
+    with pytest.raises(RecipeError, match=r"expected data with the keys \['input'\].*got \['a', 'b'\]"):
+        open_model(linear, {"a": ROWS["x"], "b": ROWS["x"]})
+
+
+def test_an_output_without_rows_is_refused():
+    class Total(nn.Module):
+        def forward(self, x):
+            return x.sum()
+
+    with pytest.raises(ExportError, match="output 'output': expected one row for each"):
+        open_model(Total().eval(), ROWS)
+
+
+def test_an_output_that_is_no_tensor_is_refused():
+    class Talk(nn.Module):
+        def forward(self, x):
+            return {"text": "hello", "y": x}
+
+    with pytest.raises(ExportError, match="output 'text' of forward is str"):
+        open_model(Talk().eval(), ROWS)
