@@ -338,3 +338,36 @@ def test_verdicts_can_be_written_as_json_without_infinities():
 def test_settings_that_make_no_sense_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=f"drift.{next(iter(wrong))}"):
         DriftSettings(**wrong)
+
+
+def test_a_change_of_the_inputs_is_named_before_the_change_of_the_answers_that_follows_from_it():
+    statistics = {"image.gradient": Statistic.GRADIENT, "logits.entropy": Statistic.ENTROPY}
+    rng = np.random.default_rng(0)
+    signals = tuple(
+        Signal(name=name, tensor="x", statistic=statistic, edges=EDGES, counts={"": drawn(rng, 2000)})
+        for name, statistic in statistics.items()
+    )
+    reference = Reference(rows=2000, signals=signals)
+
+    def verdict_after(shifts):
+        monitor = DriftMonitor(SETTINGS, lambda _: reference)
+        for slot in range(10):
+            counts = {name: drawn(rng, 200, shifts.get(name, 0.0)) for name in statistics}
+            profile = Profile(reference=reference.id, rows=200, counts=counts)
+            monitor.observe(
+                WindowObservation(
+                    time=10.0 * slot,
+                    device="cam-1",
+                    attributes={},
+                    model="m",
+                    version="1.0.0",
+                    digest="sha256:1",
+                    profile=profile,
+                )
+            )
+        return monitor.verdicts()[0]
+
+    both = verdict_after({"image.gradient": -1.0, "logits.entropy": 2.0})
+    assert both.signal == "image.gradient"
+    assert both.signals[1].effect.evidence > both.signals[0].effect.evidence > both.threshold
+    assert verdict_after({"logits.entropy": 2.0}).signal == "logits.entropy"

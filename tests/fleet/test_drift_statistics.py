@@ -219,7 +219,7 @@ def test_answers_that_are_not_finite_are_found():
     detector = Detector(bets.log_weights)
     counts = {name: rng.multinomial(500, probabilities) for name, probabilities in shares.items()}
     detector.update(bets.evidence(counts))
-    strongest = bets.scores[int(np.argmax(detector.shares(len(bets.scores))))]
+    strongest = bets.scores[int(np.argmax(detector.by_score()))]
     assert (strongest.signal, strongest.label) == ("s1", "share of rows that are not finite")
 
 

@@ -134,7 +134,7 @@ class SignalBar:
     middle: float
     high: float
     text: str
-    share: str
+    evidence: str
     descriptions: str
     is_leading: bool
 
@@ -466,9 +466,9 @@ def _drift_card(verdict: Verdict, hues: dict[str, int], *, now: float) -> DriftC
         else "",
         sparkline=_sparkline(verdict.history, top=top),
         limit_y=_y(verdict.threshold, top=top),
-        evidence=f"evidence after each window; the dashed line is the alarm at 10^{verdict.threshold:.1f}",
+        evidence=f"evidence after each window, as a power of ten; the dashed line is the alarm at {verdict.threshold:.1f}",
         signals=tuple(
-            _signal_bar(signal, is_drift=is_drift, is_leading=is_drift and index == 0)
+            _signal_bar(signal, is_leading=is_drift and index == 0)
             for index, signal in enumerate(verdict.signals[:shown])
         ),
         more_signals=max(len(verdict.signals) - shown, 0),
@@ -485,7 +485,7 @@ def _y(value: float, *, top: float) -> float:
     return 29 - 28 * min(max(value, 0.0), top) / top
 
 
-def _signal_bar(signal: SignalView, *, is_drift: bool, is_leading: bool) -> SignalBar:
+def _signal_bar(signal: SignalView, *, is_leading: bool) -> SignalBar:
     effect = signal.effect
     return SignalBar(
         name=effect.signal,
@@ -494,7 +494,7 @@ def _signal_bar(signal: SignalView, *, is_drift: bool, is_leading: bool) -> Sign
         middle=_place(effect.shift),
         high=_place(effect.high),
         text=signed(effect.shift),
-        share=f"{effect.evidence_share:.0%}" if is_drift else "–",
+        evidence=f"{max(effect.evidence, 0.0):.1f}",
         descriptions=(
             f"PSI {signal.psi:.3f} (critical {signal.psi_critical:.3f}), JS {signal.js:.3f} "
             f"({signal.js_critical:.3f}), KS {signal.ks:.3f} ({signal.ks_critical:.3f}); "

@@ -76,14 +76,9 @@ class Detector:
         """The logarithm of the mixture now; minus infinity before the first window."""
         return float(mixture(self._log_r, self._log_weights)) if self.windows else -math.inf
 
-    def shares(self, scores: int) -> FloatArray:
-        """Which part of the evidence each score has: shape ``(scores,)``, adding up to 1."""
-        weighted = self._log_r + self._log_weights
-        if not self.windows:
-            return np.zeros(scores)
-        parts = np.exp(weighted - max(weighted.max(), -1e300)).reshape(scores, BETS_PER_SCORE).sum(axis=1)
-        result: FloatArray = parts / parts.sum()
-        return result
+    def by_score(self) -> FloatArray:
+        """The logarithm of the evidence of each score's bets alone, once there was a window: shape ``(scores,)``."""
+        return mixture(self._log_r.reshape(-1, BETS_PER_SCORE), np.full(BETS_PER_SCORE, -math.log(BETS_PER_SCORE)))
 
     def onset(self) -> int:
         """The index, from 0, of the window in which the change that the strongest bet sees began."""

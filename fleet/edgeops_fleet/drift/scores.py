@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float64]
 Counts = Mapping[str, NDArray[np.int64]]
 """Signal name → counts of shape ``(bins,)``."""
 
+_ANSWERS = frozenset({Statistic.CONFIDENCE, Statistic.ENTROPY, Statistic.CLASS})
+
 MAX_CLASSES = 32
 """The most frequent classes are watched one by one; the rest of a large label set together."""
 
@@ -38,6 +40,7 @@ class Score:
     """One score of one signal in one stratum of a reference.
 
     Attributes:
+        is_answer: Whether the signal looks at what the model answers, rather than at what it is given.
         bins: For a share: which rows, in words; empty otherwise.
         values: Shape ``(bins,)``, float64, each in [0, 1].
         shares: Shape ``(bins,)``, float64: the share of the reference's rows in each bin.
@@ -49,6 +52,7 @@ class Score:
     """
 
     signal: str
+    is_answer: bool
     kind: ScoreKind
     bins: str = ""
     values: FloatArray
@@ -78,8 +82,7 @@ def scores_of(reference: Reference, stratum: str, *, confidence: float) -> tuple
     plans = [(signal, plan) for signal in reference.signals for plan in _plans(signal)]
     doubt = (1 - confidence) / (2 * max(len(plans), 1))
     return tuple(
-        _score(signal.name, plan, np.asarray(signal.counts_of(stratum), dtype=np.float64), doubt)
-        for signal, plan in plans
+        _score(signal, plan, np.asarray(signal.counts_of(stratum), dtype=np.float64), doubt) for signal, plan in plans
     )
 
 
@@ -130,7 +133,7 @@ def _plans(signal: Signal) -> list[_Plan]:
     return [*shares, not_finite]
 
 
-def _score(signal: str, plan: _Plan, counts: FloatArray, doubt: float) -> Score:
+def _score(signal: Signal, plan: _Plan, counts: FloatArray, doubt: float) -> Score:
     rows = int(counts.sum())
     shares = counts / max(rows, 1)
     values = _values(plan, counts)
@@ -142,7 +145,8 @@ def _score(signal: str, plan: _Plan, counts: FloatArray, doubt: float) -> Score:
     else:
         errors = (_mean_error(values, mean=mean, variance=variance, rows=rows, doubt=doubt),) * 2
     return Score(
-        signal=signal,
+        signal=signal.name,
+        is_answer=signal.softmax or signal.statistic in _ANSWERS,
         kind=plan.kind,
         bins=plan.label,
         values=values,

@@ -24,7 +24,7 @@ def sentence(verdict: Verdict) -> str:
 def movement(effect: Effect) -> str:
     """What moved, where to, by how much.
 
-    >>> movement(Effect(signal="image.std", score="mean rank", shift=-0.31, low=-0.37, high=-0.25, evidence_share=0.9))
+    >>> movement(Effect(signal="image.std", score="mean rank", shift=-0.31, low=-0.37, high=-0.25, evidence=12.0))
     'image.std: mean rank fell by 0.31 (0.25 to 0.37)'
     """
     verb = "fell" if effect.shift < 0 else "rose"

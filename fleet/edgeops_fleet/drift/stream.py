@@ -2,8 +2,8 @@
 
 The state latches. When the detector fires, the state is DRIFT, the detector starts anew, and the recent windows are judged like a
 new stream: the state leaves DRIFT only when, since the last alarm, as many rows and windows have passed as a first verdict of OK
-takes, **and** the score that fired is back inside what is tolerated. A change that goes on fires again and again and stays DRIFT;
-one that is too small to fire again but still there stays DRIFT too, so the verdict does not flutter. Pure.
+takes, **and** every score that fired is back inside what is tolerated. A change that goes on fires again and again and stays
+DRIFT; one that is too small to fire again but still there stays DRIFT too, so the verdict does not flutter. Pure.
 """
 
 import math
@@ -32,8 +32,6 @@ from edgeops_fleet.drift.verdicts import DriftState, Effect, SignalView
 
 HISTORY = 60
 """How many values of the evidence are kept for showing."""
-
-_SHARE_THAT_TELLS = 0.01
 
 StratumCounts = dict[str, NDArray[np.int64]]
 
@@ -77,7 +75,7 @@ class Stream:
         self._strata: dict[str, Bets] = {}
         self._detector = Detector(self._layout.log_weights)
         self._fresh_rows = 0
-        self._shares = np.zeros(len(self._layout.scores))
+        self._told = np.zeros(len(self._layout.scores))
         self._recent: deque[Window] = deque(maxlen=settings.recent_windows)
         self._past: deque[tuple[float, int]] = deque(maxlen=HISTORY)
         self.state = DriftState.NOT_ENOUGH_DATA
@@ -115,22 +113,26 @@ class Stream:
         self._decide(window.end, level=level, limit=limit)
 
     def signals(self) -> tuple[SignalView, ...]:
-        """Every signal by its most telling score, the most telling first; in drift over the recent windows since the onset.
-
-        What tells most is a share of the evidence that fired, and without one the shift in units of its interval.
-        """
+        """Every signal by its most telling score, the most telling first; in drift over the recent windows since the onset."""
         if not self.windows:
             return ()
-        counts = _added(list(self._recent))
-        told: dict[str, tuple[tuple[float, float], int, Shift]] = {}
+        counts, has_fired = _added(list(self._recent)), self._has_fired
+        told: dict[str, tuple[tuple[bool, bool, float], int, Shift]] = {}
         for index, score in enumerate(self._layout.scores):
             shift = self._shift(index, counts)
-            share = float(self._shares[index]) if self.state is DriftState.DRIFT else 0.0
-            rank = (share if share >= _SHARE_THAT_TELLS else 0.0, abs(shift.value) / shift.half_width)
+            fired = self.state is DriftState.DRIFT and bool(has_fired[index])
+            how_far = float(self._told[index]) if fired else abs(shift.value) / shift.half_width
+            rank = (fired, fired and not score.is_answer, how_far)
             if score.signal not in told or rank > told[score.signal][0]:
                 told[score.signal] = (rank, index, shift)
         order = sorted(told.values(), key=lambda one: (one[0], -one[1]), reverse=True)
         return tuple(self._view(index, shift, counts) for _, index, shift in order)
+
+    @property
+    def _has_fired(self) -> NDArray[np.bool_]:
+        """Which scores' evidence would have been enough by itself; if none's, the strongest."""
+        fired: NDArray[np.bool_] = self._told >= min(self.threshold * math.log(10), float(self._told.max()))
+        return fired
 
     def _evidence(self, strata: Mapping[str, Counts]) -> FloatArray:
         total = np.zeros(len(self._layout.log_weights))
@@ -157,11 +159,12 @@ class Stream:
         elif enough and self.state is DriftState.NOT_ENOUGH_DATA:
             self.state, self.since = DriftState.OK, time
         if self.state is not DriftState.DRIFT:
-            self._shares = self._detector.shares(len(self._layout.scores))
+            self._told = np.maximum(self._detector.by_score(), 0.0)
 
     def _alarm(self, time: float) -> None:
         self.alarms += 1
-        self._shares = self._detector.shares(len(self._layout.scores))
+        evidence = np.maximum(self._detector.by_score(), 0.0)
+        self._told = self._told + evidence if self.state is DriftState.DRIFT else evidence
         if self.state is not DriftState.DRIFT:
             windows = self._detector.windows - self._detector.onset()
             self.state, self.since = DriftState.DRIFT, time
@@ -173,8 +176,9 @@ class Stream:
         self._fresh_rows = 0
 
     def _is_back(self) -> bool:
-        """Whether the score that fired lies within what is tolerated, since the last alarm."""
-        return self._shift(int(np.argmax(self._shares)), _added(self._fresh_windows())).tolerated
+        """Whether every score that fired lies within what is tolerated, since the last alarm."""
+        counts = _added(self._fresh_windows())
+        return all(self._shift(int(score), counts).tolerated for score in np.flatnonzero(self._has_fired))
 
     def _fresh_windows(self) -> list[Window]:
         """The windows since the last alarm, as far as they are kept."""
@@ -202,7 +206,7 @@ class Stream:
                 shift=shift.value,
                 low=shift.value - shift.half_width,
                 high=shift.value + shift.half_width,
-                evidence_share=float(self._shares[index]),
+                evidence=float(self._told[index]) / math.log(10),
             ),
             psi=psi(window, reference),
             psi_critical=psi_critical(rows, held, used),

@@ -45,7 +45,7 @@ class Effect:
         shift: Mean minus the reference's mean; scores are between 0 and 1, so a mean rank can move by a half at most.
         low: Lower end of the interval; valid at every look, the reference's sampling error included.
         high: Upper end.
-        evidence_share: Which part of the detector's evidence this score has, 0 to 1; it means something in drift only.
+        evidence: Decimal logarithm of the evidence of this score's bets alone: now, and in drift over all alarms since the onset.
     """
 
     signal: str
@@ -53,7 +53,7 @@ class Effect:
     shift: float
     low: float
     high: float
-    evidence_share: float
+    evidence: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,9 @@ class Verdict:
 
     Attributes:
         reference: Id of the reference.
-        effect: In drift the score with the largest share of the evidence, otherwise the one that moved most against its interval;
-            ``None`` before the first window.
+        effect: What explains the verdict. In drift: of the scores that would have fired by themselves the one with most evidence,
+            those of the inputs before those of the answers, which follow from them. Otherwise the score that moved most against
+            its interval; ``None`` before the first window.
         evidence: Decimal logarithm of the detector's evidence after the last window; ``None`` before the first.
         threshold: Decimal logarithm of what alarms.
         history: ``evidence`` after each of the last windows, oldest first.
