@@ -1,6 +1,8 @@
 """The detector keeps its promise, and finds what it should: seeded simulations with binomial bounds, and exact properties."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,3 +329,16 @@ def test_the_critical_values_of_the_descriptions_are_exceeded_about_as_often_as_
     assert psi(moved, references[0]) > psi_limit
     assert jensen_shannon(moved, references[0]) > js_limit
     assert kolmogorov_smirnov(moved, references[0]) > ks_limit
+
+
+def test_the_table_of_the_guide_is_what_the_detector_takes():
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "drift.md").read_text()
+    lines = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", guide, flags=re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        rows, *expected = (int(number.replace(",", "")) for number in line)
+        counts = np.round(normal_shares() * rows)
+        bets = bets_of(reference_of(*(ordered(counts, name=f"s{index}") for index in range(10))))
+        for shift, needed in zip((0.1, 0.2), expected, strict=True):
+            found = rows_to_detect(bets, shift=shift, log_threshold=math.log(FALSE_ALARM_WINDOWS))
+            assert needed == pytest.approx(found, rel=0.01)
