@@ -31,8 +31,7 @@ class LitertQuantizer:
         """See :class:`edgeops_converters.quantizers.Quantizer`."""
         quantizer, recipe = load("ai_edge_quantizer.quantizer"), load("ai_edge_quantizer.recipe")
         operation = load("ai_edge_quantizer.qtyping").TFLOperationName
-        before_inputs, before_outputs = tensor_names(source.path)
-        keys = {name: _key(before_inputs, wire) for name, wire in source.inputs.items()}
+        keys = {tensor: key for key, tensor in tensor_names(source.path)[0].items()}
         try:
             with quiet():
                 stock = quantizer.Quantizer(str(source.path))
@@ -40,34 +39,49 @@ class LitertQuantizer:
                 for end in (operation.INPUT, operation.OUTPUT):
                     # Its default moves the interface to int8, and then the variants of one bundle would differ.
                     stock.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
-                for name in _shared_outputs(source.path):
-                    # The quantizer gives such a tensor two types, and the file would not load; so its layer stays float.
+                for name in _readers_of_outputs(source.path):
+                    # A tensor that is both an output and another layer's input gets two types from the quantizer, and the
+                    # file does not load; so the layer that reads it stays float.
                     stock.update_quantization_recipe(
                         re.escape(name), operation.ALL_SUPPORTED, algorithm_key="no_quantize"
                     )
-                rows = _Rows({keys[name]: array for name, array in calibration.items()}, source.batch or 1)
+                rows = _Rows({keys[wire]: calibration[name] for name, wire in source.inputs.items()}, source.batch or 1)
                 ranges = _calibrate(source.path, stock.get_quantization_recipe(), rows)
                 result = stock.quantize(calibration_result=ranges, enable_progress_report=False)
                 target.write_bytes(bytes(result.quantized_model))
         except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
             raise RecipeError(f"{source.file}: ai-edge-quantizer cannot quantise it: {error}") from error
-        inputs, outputs = tensor_names(target)
+        inputs, outputs = _renamed(source.path, target)
         return Artifact(
             path=target,
             format=source.format,
             precision="int8",
             batch=source.batch,
-            inputs={name: inputs[key] for name, key in keys.items()},
-            outputs={name: outputs[_key(before_outputs, wire)] for name, wire in source.outputs.items()},
+            inputs={name: inputs[wire] for name, wire in source.inputs.items()},
+            outputs={name: outputs[wire] for name, wire in source.outputs.items()},
         )
 
 
-def _shared_outputs(path: Path) -> list[str]:
-    """Names of the tensors that are an output of the model and at once the input of another layer."""
+def _renamed(source: Path, target: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Tensor name before → after, for inputs and outputs, which keep their order; the signature may name what is gone."""
+    interpreter = load("ai_edge_litert.interpreter").Interpreter
+    with quiet():
+        before, after = interpreter(model_path=str(source)), interpreter(model_path=str(target))
+    pairs = (
+        (before.get_input_details(), after.get_input_details()),
+        (before.get_output_details(), after.get_output_details()),
+    )
+    inputs, outputs = ({old["name"]: new["name"] for old, new in zip(*pair, strict=True)} for pair in pairs)
+    return inputs, outputs
+
+
+def _readers_of_outputs(path: Path) -> list[str]:
+    """Names of what the layers give that read an output of the model."""
     schema = load("ai_edge_litert.schema_py_generated")
     graph = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0).subgraphs[0]
-    read = {int(index) for operator in graph.operators for index in operator.inputs}
-    return [graph.tensors[index].name.decode() for index in map(int, graph.outputs) if index in read]
+    outputs = {int(index) for index in graph.outputs}
+    readers = [operator for operator in graph.operators if outputs & {int(index) for index in operator.inputs}]
+    return [graph.tensors[int(index)].name.decode() for reader in readers for index in reader.outputs]
 
 
 def _calibrate(path: Path, recipe: Any, rows: "_Rows") -> Any:  # noqa: ANN401 - ai-edge-quantizer has no types
@@ -110,8 +124,3 @@ class _Rows(Sequence[dict[str, Any]]):
             raise IndexError(index)
         wanted = np.arange(index * self._batch, (index + 1) * self._batch)
         return {key: array[np.minimum(wanted, len(array) - 1)] for key, array in self._tensors.items()}
-
-
-def _key(names: dict[str, str], wire: str) -> str:
-    """The name in the signature of a tensor of the graph."""
-    return next(key for key, tensor in names.items() if tensor == wire)
