@@ -125,7 +125,7 @@ def test_drift_of_one_site_is_found_there_named_and_not_found_at_the_other():
     assert north.effect.score == "mean rank"
     truth = float(np.append(normal_shares(-1.5), 0.0) @ _ranks("sha256:one")) - 0.5
     assert north.effect.low < truth < north.effect.high < 0
-    assert north.windows_to_detection <= 3
+    assert north.windows_to_detect <= 3
     assert abs(north.onset - 125 * 10) <= 20
     assert "image.gradient: mean rank fell by" in north.reason
     assert south.state is DriftState.OK
@@ -151,7 +151,7 @@ def test_drift_stays_while_it_lasts_and_clears_when_it_is_gone():
     fleet.run(20)
     after = fleet.verdict(NORTH)
     assert after.state is DriftState.OK
-    assert after.onset is after.windows_to_detection is None
+    assert after.onset is after.windows_to_detect is None
     assert after.since > before.since
     assert abs(after.effect.shift) < 0.1
     fleet.run(5, shifts={"north": 1.5})

@@ -8,8 +8,8 @@ def sentence(verdict: Verdict) -> str:
     seen = f"{verdict.rows:,} rows in {_count(verdict.windows, 'window')}"
     match verdict.state:
         case DriftState.DRIFT if verdict.effect:
-            found = _count(verdict.windows_to_detection or 0, "window")
-            rows = f"{verdict.rows_to_detection or 0:,} rows"
+            found = _count(verdict.windows_to_detect or 0, "window")
+            rows = f"{verdict.rows_to_detect or 0:,} rows"
             return f"{movement(verdict.effect)}; found within {found} and {rows}, {seen} so far"
         case DriftState.OK:
             return f"no change that matters in {seen}"

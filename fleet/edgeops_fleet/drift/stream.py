@@ -87,8 +87,8 @@ class Stream:
         self.alarms = 0
         self.since = 0.0
         self.onset: float | None = None
-        self.windows_to_detection: int | None = None
-        self.rows_to_detection: int | None = None
+        self.windows_to_detect: int | None = None
+        self.rows_to_detect: int | None = None
 
     def absorb(self, window: Window, *, streams: int = 1) -> None:
         """Take in a closed window; one without rows says nothing, and no time passes for the detector.
@@ -155,7 +155,7 @@ class Stream:
             if enough and self._is_back():
                 self._recent = deque(self._fresh_windows(), maxlen=settings.recent_windows)
                 self.state, self.since = DriftState.OK, time
-                self.onset = self.windows_to_detection = self.rows_to_detection = None
+                self.onset = self.windows_to_detect = self.rows_to_detect = None
         elif enough and self.state is DriftState.NOT_ENOUGH_DATA:
             self.state, self.since = DriftState.OK, time
         if self.state is not DriftState.DRIFT:
@@ -168,9 +168,9 @@ class Stream:
         if self.state is not DriftState.DRIFT:
             windows = self._detector.windows - self._detector.onset()
             self.state, self.since = DriftState.DRIFT, time
-            self.windows_to_detection = windows
+            self.windows_to_detect = windows
             since_onset = list(self._past)[-windows:]
-            self.onset, self.rows_to_detection = since_onset[0][0], sum(rows for _, rows in since_onset)
+            self.onset, self.rows_to_detect = since_onset[0][0], sum(rows for _, rows in since_onset)
             self._recent = deque(list(self._recent)[-windows:], maxlen=self._settings.recent_windows)
         self._detector = Detector(self._layout.log_weights)
         self._fresh_rows = 0

@@ -92,8 +92,8 @@ class Verdict:
         rows_needed: For a verdict of OK; ``None`` when the reference is too small for that size, or nothing came.
         since: When the state began: Unix time in seconds, the end of the window that decided.
         onset: When the change seems to have begun, Unix time in seconds: the start of that window; ``None`` without drift.
-        windows_to_detection: Windows with rows from the onset to the alarm, both included; ``None`` without drift.
-        rows_to_detection: Rows in those windows, as far as they are remembered.
+        windows_to_detect: Windows with rows from the onset to the alarm, both included; ``None`` without drift.
+        rows_to_detect: Rows in those windows, as far as they are remembered.
         alarms: How often the detector has fired since the first window; it starts again after each time.
         signals: All signals, that of ``effect`` first.
         reason: All of this in a sentence.
@@ -114,8 +114,8 @@ class Verdict:
     rows_needed: int | None
     since: float
     onset: float | None
-    windows_to_detection: int | None
-    rows_to_detection: int | None
+    windows_to_detect: int | None
+    rows_to_detect: int | None
     alarms: int
     signals: tuple[SignalView, ...]
     reason: str
@@ -124,3 +124,8 @@ class Verdict:
     def signal(self) -> str | None:
         """The signal of :attr:`effect`."""
         return self.effect.signal if self.effect else None
+
+    @property
+    def windows_to_detection(self) -> int | None:
+        """The same as ``windows_to_detect``."""
+        return self.windows_to_detect
