@@ -4,11 +4,14 @@ import dataclasses
 import html.parser
 import math
 import re
+import urllib.request
 
 import numpy as np
 import pytest
+from device_simulator import CRASHES
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from fleet_rig import wait_for
 
 from edgeops.selection import position
 from edgeops.signals import Profile, Reference, Signal, Statistic
@@ -20,6 +23,7 @@ from edgeops_fleet.drift import DriftMonitor, DriftSettings, WindowObservation
 from edgeops_fleet.gates import Check, GateResult
 from edgeops_fleet.rollout import Phase, RolloutSpec, RolloutState, WaveSpec
 from edgeops_fleet.rollout_records import DeploymentView, RolloutView, WaveView
+from edgeops_fleet.settings import DriftSection
 from edgeops_fleet.store import LogEntry, Store
 
 NOW = 1_790_000_000.0
@@ -374,3 +378,46 @@ def test_a_snapshot_of_a_new_database_renders(tmp_path):
     text = text_of(render(snapshot))
     assert "the server is up" in text
     assert "broker away" in text
+
+
+def test_the_page_of_a_server_shows_a_rollout_that_was_stopped_and_a_site_that_drifts(make_rig, make_bundle):
+    rig = make_rig(drift=DriftSection(window_s=10.0))
+    for number in range(4):
+        rig.add_device(f"device-{number}", wait=False, site="north" if number % 2 else "south")
+    good, bad = make_bundle("1.0.0"), make_bundle("1.1.0")
+    rig.wait_for_state(rig.roll_out(good), "completed")
+    for simulated in rig.devices.values():
+        simulated.outcomes["1.1.0"] = CRASHES
+    stopped = rig.wait_for_state(rig.roll_out(bad), "rolled_back")
+    reference = rig.server.catalog.reference(good.digest)
+    counters = rig.server.ingest.counters
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        expected = counters.records + len(rig.devices)
+        for number, simulated in enumerate(rig.devices.values()):
+            simulated.window(requests=60, profile=profile_of(rng, reference, rows=60, is_off=number % 2 == 0))
+        wait_for(lambda expected=expected: counters.records >= expected, "the windows are stored")
+        rig.clock.advance(10.0)
+    south = wait_for(
+        lambda: [v for v in rig.server.watch.verdicts() if v.scope.name == "south" and v.state == "drift"], "drift"
+    )
+    with urllib.request.urlopen(rig.server.url + "/", timeout=30) as answer:
+        page = answer.read().decode()
+    parsed(page)
+    text = text_of(page)
+    assert "4 / 4" in text
+    assert stopped["reason"] in text
+    assert south[0].reason in text
+    assert "site north" in text
+    assert text.count("DRIFT") == 2  # The south and, with it, the fleet.
+    assert text.index("rolled back") < text.index("first version")
+
+
+def profile_of(rng, reference, *, rows, is_off):
+    """Rows as the reference's, or all of them in the first bin."""
+    counts = {}
+    for signal in reference.signals:
+        shares = np.array(signal.counts[""], dtype=float) / sum(signal.counts[""])
+        first = np.eye(1, signal.bins)[0]
+        counts[signal.name] = tuple(map(int, rng.multinomial(rows, first if is_off else shares)))
+    return Profile(reference=reference.id, rows=rows, counts=counts)
