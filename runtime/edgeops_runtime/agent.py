@@ -104,81 +104,85 @@ class Agent:
         rng: random.Random | None = None,
     ) -> None:
         self.config, self.identity = config, identity
-        directory = config.directory
-        self._lock = lock_directory(directory)
-        self._rng = rng or random.Random()  # noqa: S311 - not a secret
-        self._link = link
-        self._clock = TrustedClock(clock or SystemClock(), directory / "clock")
-        self._boot = _next_boot(directory / _BOOT_FILE)
-        self._session = 0
-        self._topics = Topics(identity.fleet)
-        self._engines = host.installed_engines()
-        self._store = SlotStore(directory)
-        self._set_model(config.model)
-        self._endpoint = Endpoint(config.listen, address_file=directory / ADDRESS_FILE)
-        self.address = self._endpoint.address
-        """Where inferences are served."""
+        with contextlib.ExitStack() as held:
+            directory = config.directory
+            held.enter_context(lock_directory(directory))
+            self._rng = rng or random.Random()  # noqa: S311 - not a secret
+            self._link = link
+            self._clock = TrustedClock(clock or SystemClock(), directory / "clock")
+            self._boot = _next_boot(directory / _BOOT_FILE)
+            self._session = 0
+            self._topics = Topics(identity.fleet)
+            self._engines = host.installed_engines()
+            self._store = SlotStore(directory)
+            self._set_model(config.model)
+            self._endpoint = Endpoint(config.listen, address_file=directory / ADDRESS_FILE)
+            held.callback(self._endpoint.close)
+            self.address = self._endpoint.address
+            """Where inferences are served."""
 
-        self._loop = Loop(self._clock.uptime)
-        self._windows = Windows()
-        self._blobs = BlobStore(directory)
-        self._crew = Crew(
-            loop=self._loop,
-            uptime=self._clock.uptime,
-            listen_fd=self._endpoint.fileno(),
-            bundle_path=self._blobs.bundle_path,
-            windows=self._windows,
-            on_sample=self._sampled,
-            threads=config.threads,
-            memory_bytes=config.worker_memory_mb << 20 if config.worker_memory_mb else None,
-            command=worker_command,
-        )
-        self._incumbent = Incumbent(
-            loop=self._loop,
-            crew=self._crew,
-            uptime=self._clock.uptime,
-            notice=lambda kind, text: self._loop.post(partial(self._notice, kind, text)),
-            on_crash_loop=self._fall_back,
-            on_change=self._state_changed,
-        )
-        # The worker first: whatever else takes time, inferences are served again.
-        if self._store.slots.current is not None:
-            self._incumbent.run(self._store.slots.current)
+            self._loop = Loop(self._clock.uptime)
+            self._windows = Windows()
+            self._blobs = BlobStore(directory)
+            self._crew = Crew(
+                loop=self._loop,
+                uptime=self._clock.uptime,
+                listen_fd=self._endpoint.fileno(),
+                bundle_path=self._blobs.bundle_path,
+                windows=self._windows,
+                on_sample=self._sampled,
+                threads=config.threads,
+                memory_bytes=config.worker_memory_mb << 20 if config.worker_memory_mb else None,
+                command=worker_command,
+            )
+            held.callback(self._crew.kill_all)
+            self._incumbent = Incumbent(
+                loop=self._loop,
+                crew=self._crew,
+                uptime=self._clock.uptime,
+                notice=lambda kind, text: self._loop.post(partial(self._notice, kind, text)),
+                on_crash_loop=self._fall_back,
+                on_change=self._state_changed,
+            )
+            # The worker first: whatever else takes time, inferences are served again.
+            if self._store.slots.current is not None:
+                self._incumbent.run(self._store.slots.current)
 
-        self._outbox = Outbox(
-            directory / "outbox", quota_bytes=config.outbox_bytes, stamp=partial(stamp, self._clock, self._boot)
-        )
-        self._journal = Journal(self._outbox, clock=self._clock, boot=self._boot)
-        self._sender = Sender(self._outbox, self._publish_record)
-        self._desired = DesiredState(directory, identity)
-        updater = Updater(
-            self._blobs,
-            downloader or HttpDownloader(),
-            keys=identity.release_keys,
-            choose=self._choose_variant,
-            rng=self._rng,
-        )
-        self._deployer = Deployer(
-            loop=self._loop,
-            uptime=self._clock.uptime,
-            store=self._store,
-            updater=updater,
-            crew=self._crew,
-            incumbent=self._incumbent,
-            windows=self._windows,
-            journal=self._journal,
-            blob_url=identity.blob_url,
-            scratch=directory,
-            on_change=self._deployment_changed,
-        )
-        self._retries: dict[str, _Retry] = {}
-        self._reported: set[tuple[str | None, str]] = set()
-        self._seen_commands: deque[str] = deque(maxlen=_SEEN_COMMANDS)
-        self._look_at: Timer | None = None
-        self._pump_at: Timer | None = None
-        self._override_wait: Timer | None = None
-        self._birth_due = False
-        self._is_stopping = False
+            self._outbox = Outbox(
+                directory / "outbox", quota_bytes=config.outbox_bytes, stamp=partial(stamp, self._clock, self._boot)
+            )
+            self._journal = Journal(self._outbox, clock=self._clock, boot=self._boot)
+            self._sender = Sender(self._outbox, self._publish_record)
+            self._desired = DesiredState(directory, identity)
+            updater = Updater(
+                self._blobs,
+                downloader or HttpDownloader(),
+                keys=identity.release_keys,
+                choose=self._choose_variant,
+                rng=self._rng,
+            )
+            self._deployer = Deployer(
+                loop=self._loop,
+                uptime=self._clock.uptime,
+                store=self._store,
+                updater=updater,
+                crew=self._crew,
+                incumbent=self._incumbent,
+                windows=self._windows,
+                journal=self._journal,
+                blob_url=identity.blob_url,
+                scratch=directory,
+                on_change=self._deployment_changed,
+            )
+            self._retries: dict[str, _Retry] = {}
+            self._reported: set[tuple[str | None, str]] = set()
+            self._seen_commands: deque[str] = deque(maxlen=_SEEN_COMMANDS)
+            self._look_at: Timer | None = None
+            self._pump_at: Timer | None = None
+            self._override_session = 0
+            self._birth_due = False
+            self._is_stopping = False
+            self._held = held.pop_all()
 
     def run(self) -> None:
         """Live until :meth:`stop`; then drain the workers, say goodbye and return."""
@@ -217,9 +221,6 @@ class Agent:
         self._loop.post(lambda: handler(message))
 
     def _connected(self) -> None:
-        if self._override_wait is not None:
-            self._override_wait.cancel()
-            self._override_wait = None
         self._sender.reconnected()
         self._birth_due = True
         self._pump()
@@ -239,22 +240,20 @@ class Agent:
         if desired.generation > seen:
             self._remember(generations={**self._store.slots.generations, source: desired.generation})
             self._birth_due = True
-        if source == GROUP:
-            self._expect_override()
-        elif self._override_wait is not None:
-            self._override_wait.cancel()
+        if source == DEVICE:
+            self._override_session = self._session
+        elif message.retained and self._desired.has(DEVICE):
+            self._expect_override(self._session)
         self._look()
 
-    def _expect_override(self) -> None:
+    def _expect_override(self, session: int) -> None:
         """A retained override comes with the group's document; where it does not, it was removed while we were away."""
-        if not self._desired.has(DEVICE) or self._override_wait is not None:
-            return
 
         def give_up() -> None:
-            if self._desired.withdraw_override():
+            if self._override_session < session == self._session and self._desired.withdraw_override():
                 self._look()
 
-        self._override_wait = self._loop.call_later(_OVERRIDE_WAIT_S, give_up)
+        self._loop.call_later(_OVERRIDE_WAIT_S, give_up)
 
     def _ack_came(self, message: Received) -> None:
         try:
@@ -368,6 +367,7 @@ class Agent:
         if key in self._reported or decision.digest in self._store.slots.quarantine:
             return  # Told already, or its end was: whoever quarantined it said so then.
         self._reported.add(key)
+        current = self._store.slots.current
         now = self._clock.uptime()
         rejected = Deployment(
             version=decision.version,
@@ -378,13 +378,12 @@ class Agent:
             trial=decision.trial,
             began=now,
             step_began=now,
-            has_incumbent=False,
+            previous=current.version if current is not None else None,
             state=DeploymentState.REJECTED,
             reason_class=decision.reason_class,
             reason=decision.reason,
         )
-        current = self._store.slots.current
-        self._journal.transition(self._store.slots.model, rejected, previous=current.version if current else None)
+        self._journal.transition(self._store.slots.model, rejected)
         self._state_changed()
 
     def _choose_variant(self, manifest: Manifest) -> tuple[Variant, str] | str:
@@ -442,14 +441,14 @@ class Agent:
             trial=Trial(),
             began=now,
             step_began=now,
-            has_incumbent=True,
+            previous=slots.previous.version,
             state=DeploymentState.ROLLED_BACK,
             variant=fallen.variant,
             engine=fallen.engine,
             reason_class=ReasonClass.DEFECT,
             reason=f"after its commit it crashed again and again: {reason}",
         )
-        self._journal.transition(slots.model, told, previous=slots.previous.version)
+        self._journal.transition(slots.model, told)
         self._state_changed()
         return True
 
@@ -594,8 +593,7 @@ class Agent:
                     self._topics.upstream(self.identity.device, Upstream.DEATH), encode_json(self._death())
                 )
         self._link.close()
-        self._endpoint.close()
-        self._lock.close()
+        self._held.close()
 
 
 class _Retry(msgspec.Struct, frozen=True):

@@ -161,6 +161,11 @@ class Crew:
             self.drain(process, timeout_s=timeout_s)
         self._check_empty()
 
+    def kill_all(self) -> None:
+        """End every worker now; nobody is told."""
+        for process in list(self._members):
+            self.kill(process)
+
     def _listen(self, process: WorkerProcess, line: FromWorker | Gone) -> None:
         self._loop.post(lambda: self._heard(process, line))
 

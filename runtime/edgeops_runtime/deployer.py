@@ -108,7 +108,7 @@ class Deployer:
         offered, actions = deployment.offer(
             candidate,
             now=self._uptime(),
-            has_incumbent=slots.current is not None,
+            previous=slots.current.version if slots.current is not None else None,
             is_known=slots.previous is not None and slots.previous.digest == candidate.digest,
         )
         self._live, self._cancelled = LiveFigures(), threading.Event()
@@ -224,10 +224,7 @@ class Deployer:
         self._tell(entered)
 
     def _tell(self, told: Deployment) -> None:
-        current = self._store.slots.current
-        self._journal.transition(
-            self._store.slots.model, told, previous=current.version if current is not None else None
-        )
+        self._journal.transition(self._store.slots.model, told)
         self._on_change(told)
 
     def _fetch(self, wanted: Deployment) -> None:

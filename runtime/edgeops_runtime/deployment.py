@@ -167,7 +167,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         began: Monotonic time of the offer, in seconds; ``step_began`` of the step.
-        has_incumbent: Whether another version serves meanwhile.
+        previous: The version that serves meanwhile, the incumbent; ``None`` when there is none.
         is_known: It has been committed here before, so going back to it is not held to what the newer one could do.
         attempt: Starts of its worker so far.
         figures: What was measured, for the log.
@@ -181,7 +181,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     trial: Trial
     began: float
     step_began: float
-    has_incumbent: bool
+    previous: str | None = None
     is_known: bool = False
     state: DeploymentState = DeploymentState.OFFERED
     step: Step = Step.FETCH
@@ -222,7 +222,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 Outcome = tuple[Deployment, tuple[Action, ...]]
 
 
-def offer(candidate: Candidate, *, now: float, has_incumbent: bool, is_known: bool) -> Outcome:
+def offer(candidate: Candidate, *, now: float, previous: str | None, is_known: bool) -> Outcome:
     """Begin, or begin again after a restart: attempts and time go on from what is on disk.
 
     A candidate whose starts are used up took the agent or the board with it each time; it is rolled back unseen.
@@ -236,7 +236,7 @@ def offer(candidate: Candidate, *, now: float, has_incumbent: bool, is_known: bo
         trial=candidate.trial,
         began=now - candidate.elapsed_s,
         step_began=now,
-        has_incumbent=has_incumbent,
+        previous=previous,
         is_known=is_known,
         attempt=candidate.attempts,
     )
@@ -298,7 +298,7 @@ def _start(deployment: Deployment, now: float) -> Outcome:
 def _golden(deployment: Deployment, event: GoldenDone, now: float) -> Outcome:
     if not event.passed:
         return _roll_back(deployment, f"golden test: {event.reason or 'failed'}")
-    if deployment.has_incumbent and deployment.trial.shadow_requests > 0 and not deployment.is_known:
+    if deployment.previous is not None and deployment.trial.shadow_requests > 0 and not deployment.is_known:
         return _go(deployment, Step.RECENT, now), (Action.ASK_RECENT,)
     return _go(deployment, Step.SWITCH, now), (Action.SWITCH,)
 

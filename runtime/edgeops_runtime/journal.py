@@ -38,8 +38,8 @@ class Journal:
             Stream.EVENT, lambda sequence: Notice(**self._record(Stream.EVENT, sequence), kind=kind, text=text)
         )
 
-    def transition(self, model: str, deployment: Deployment, *, previous: str | None) -> None:
-        """A deployment is in a new state; ``previous`` is the version that served before."""
+    def transition(self, model: str, deployment: Deployment) -> None:
+        """A deployment is in a new state."""
         logger.info(
             "%s %s: %s%s",
             model,
@@ -58,7 +58,7 @@ class Journal:
                 rollout=deployment.rollout,
                 generation=deployment.generation,
                 attempt=deployment.attempt,
-                previous=previous,
+                previous=deployment.previous,
                 variant=deployment.variant or None,
                 reason_class=deployment.reason_class,
                 reason=deployment.reason,

@@ -1,0 +1,133 @@
+"""A worker without an engine, for the tests of the agent: a real process that speaks the control lines and answers HTTP.
+
+It does what ``model.onnx`` of its bundle says, a JSON object: ``{"load": "dies" | "fails", "golden": false, "shadow": {…},
+"serve": "dies", "window": {…}}``; an empty object is a healthy model. Every answer is the name of the version.
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from edgeops.bundle import open_bundle
+from edgeops.latency import latency_bucket
+from edgeops_runtime import control
+
+
+class Worker:
+    def __init__(self, script, version, lines, listening):
+        self.script, self.version, self.lines, self.listening = script, version, lines, listening
+        self.accepting = threading.Event()
+        self.busy = 0
+        self.requests = self.reported = 0
+        self.started = time.time()
+        self.lock = threading.Lock()
+
+    def window(self):
+        with self.lock:
+            requests, self.reported = self.requests - self.reported, self.requests
+        counts = {"errors": 0, "not_finite": 0, **self.script.get("window", {})} if requests else {}
+        start, self.started = self.started, time.time()
+        return control.WindowClosed(
+            start=start,
+            end=self.started,
+            requests=requests,
+            rows=requests,
+            errors=counts.get("errors", 0),
+            not_finite=counts.get("not_finite", 0),
+            latency={latency_bucket(counts.get("latency_ns", 1_000_000)): requests} if requests else {},
+            profile=None,
+            rss_bytes=1 << 20,
+        )
+
+    def accept(self):
+        self.listening.settimeout(0.02)
+        while True:
+            self.accepting.wait()
+            try:
+                connection, _ = self.listening.accept()
+            except TimeoutError:
+                continue
+            with self.lock:
+                self.busy += 1
+            threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+    def answer(self, connection):
+        with connection:
+            connection.settimeout(10)
+            if connection.recv(65536):
+                if self.script.get("serve") == "dies":
+                    os._exit(9)
+                body = self.version.encode()
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                with self.lock:
+                    self.requests += 1
+                connection.sendall(head.encode() + body)
+        with self.lock:
+            self.busy -= 1
+
+    def drain(self, timeout_s):
+        self.accepting.clear()
+        deadline = time.monotonic() + timeout_s
+        time.sleep(0.05)  # The accept that is under way.
+        while self.busy and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.lines.send(control.Drained(window=self.window()))
+        os._exit(0)
+
+    def follow(self, line):
+        match line:
+            case control.Golden():
+                passed = self.script.get("golden", True)
+                self.lines.send(
+                    control.GoldenResult(
+                        passed=passed, rows=1, largest_difference=0.0 if passed else 9.0, tolerance=0.1
+                    )
+                )
+            case control.Recent():
+                Path(line.path).write_bytes(b"recent")
+                self.lines.send(control.RecentResult(count=min(self.requests, line.count)))
+            case control.Shadow():
+                figures = {"answered": 4, "failed": 0, "not_finite": 0, "agreement": 1.0, "latency_ms": 1.0}
+                self.lines.send(control.ShadowResult(**(figures | self.script.get("shadow", {}))))
+            case control.Serve():
+                self.accepting.set()
+                self.lines.send(control.Serving())
+            case control.Pause():
+                self.accepting.clear()
+                self.lines.send(control.Paused())
+            case control.Window():
+                self.lines.send(self.window())
+            case control.Drain():
+                threading.Thread(target=self.drain, args=(line.timeout_s,), daemon=True).start()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("--bundle", "--variant", "--engine"):
+        parser.add_argument(name)
+    for name in ("--listen-fd", "--control-fd", "--threads"):
+        parser.add_argument(name, type=int)
+    arguments = parser.parse_args()
+    lines = control.ControlSocket(socket.socket(fileno=arguments.control_fd))
+    bundle = open_bundle(Path(arguments.bundle), partial=True)
+    script = json.loads(bundle.file("model.onnx").read_text())
+    if script.get("load") == "dies":
+        os.abort()
+    if script.get("load") == "fails":
+        lines.send(control.Failed(what="load", reason="no such operator"))
+        sys.exit(1)
+    worker = Worker(script, bundle.manifest.version, lines, socket.socket(fileno=arguments.listen_fd))
+    threading.Thread(target=worker.accept, daemon=True).start()
+    lines.send(control.Ready(engine="scripted", engine_version="1", pid=os.getpid(), rss_bytes=1, load_s=0.0))
+    while (line := lines.receive_from_agent()) is not None:
+        worker.follow(line)
+    os._exit(70)
+
+
+if __name__ == "__main__":
+    main()

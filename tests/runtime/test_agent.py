@@ -1,0 +1,432 @@
+"""The agent end to end, with a scripted worker in a real process, real HTTP for blobs and a broker in memory."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeops.errors import ConfigError, ConflictError
+from edgeops.messages import Command, CommandKind, Gap, ReasonClass, Trial
+from edgeops.signing import SigningKey
+
+sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
+
+from agent_parts import DEVICE, Hammer, Station, eventually, scripted_bundle
+
+
+@pytest.fixture
+def station(tmp_path: Path, release_key: SigningKey) -> Iterator[Station]:
+    station = Station(tmp_path, release_key)
+    yield station
+    station.close()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, release_key: SigningKey):
+    def make(version: str, **script):
+        return scripted_bundle(tmp_path / "bundles", version, release_key, **script)
+
+    return make
+
+
+def test_agent_installs_what_the_group_wants(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    assert station.answer() == "1.0.0"
+    assert station.states("1.0.0") == ["offered", "downloading", "verified", "trial", "probation", "committed"]
+    eventually(lambda: station.births[-1].models and station.births[-1].models[0].version == "1.0.0", station.births)
+    assert station.births[-1].address == station.agent.address
+
+
+def test_upgrade_under_load_fails_no_request(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    with Hammer(station) as hammer:
+        station.desire(
+            station.target(
+                None, rollout=bundle("1.1.0"), trial=Trial(shadow_requests=4, probation_requests=5, probation_s=0.3)
+            )
+        )
+        station.wait_for("1.1.0", "committed")
+        eventually(lambda: hammer.answers[-5:] == ["1.1.0"] * 5, hammer.answers)
+    assert hammer.failures == []
+    assert set(hammer.answers) == {"1.0.0", "1.1.0"}
+    assert station.transitions("1.1.0")[-1].previous == "1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ({"golden": False}, "golden test"),
+        ({"load": "dies"}, "SIGABRT"),
+        ({"load": "fails"}, "no such operator"),
+        ({"shadow": {"not_finite": 2}}, "2 not finite"),
+        ({"shadow": {"failed": 1, "reason": "boom"}}, "boom"),
+        ({"shadow": {"agreement": 0.2}}, "agrees with the version before on 20.0%"),
+        ({"shadow": {"latency_ms": 90.0}}, "90.00 ms against"),
+    ],
+)
+def test_bad_candidate_is_rolled_back_and_quarantined_before_it_serves(station, bundle, script, reason):
+    station.start()
+    station.install(bundle("1.0.0"))
+    bad = bundle("1.1.0", **script)
+    trial = Trial(shadow_requests=2, min_agreement=0.9, probation_requests=3, probation_s=0.2, attempts=2)
+    with Hammer(station) as hammer:
+        station.desire(station.target(None, rollout=bad, trial=trial))
+        end = station.wait_for("1.1.0", "rolled_back")
+    assert reason in end.reason
+    assert end.reason_class is ReasonClass.DEFECT
+    assert hammer.failures == []
+    assert set(hammer.answers) == {"1.0.0"}
+    # Asked for again, also after a restart, it does not run again.
+    station.desire(station.target(None, rollout=bad, trial=trial))
+    station.stop()
+    station.start()
+    station.desire(station.target(None, rollout=bad, trial=trial))
+    eventually(lambda: bad.digest in station.births[-1].models[0].quarantined, station.births)
+    assert station.answer() == "1.0.0"
+    assert station.states("1.1.0").count("offered") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ({"window": {"errors": 1, "not_finite": 1}}, "not finite"),
+        ({"window": {"errors": 1}}, "failed"),
+        ({"window": {"latency_ns": 90_000_000}}, "the version before"),
+        ({"serve": "dies"}, "probation: the worker exited with code 9"),
+    ],
+)
+def test_candidate_that_fails_on_live_requests_gives_the_traffic_back(station, bundle, script, reason):
+    station.start()
+    station.install(bundle("1.0.0"))
+    incumbent = station.agent._incumbent.process
+    with Hammer(station) as hammer:
+        station.desire(station.target(None, rollout=bundle("1.1.0", **script)))
+        end = station.wait_for("1.1.0", "rolled_back")
+        begun = len(hammer.answers)
+        eventually(lambda: len(hammer.answers) > begun + 5 and hammer.answers[-1] == "1.0.0", hammer.answers)
+    assert reason in end.reason
+    assert end.reason_class is ReasonClass.DEFECT
+    assert station.agent._incumbent.process is incumbent  # It stayed warm.
+    if "serve" not in script:
+        assert hammer.failures == []
+
+
+def test_first_version_that_fails_leaves_nothing_serving(station, bundle):
+    station.start()
+    station.desire(station.target(None, rollout=bundle("1.0.0", golden=False)))
+    end = station.wait_for("1.0.0", "rolled_back")
+    assert end.previous is None
+    eventually(lambda: station.agent._crew.size == 0)
+    eventually(lambda: station.births[-1].models[0].quarantined, station.births)
+    assert station.births[-1].models[0].version is None
+
+
+def test_without_traffic_a_version_is_committed_after_a_longer_probation(station, bundle):
+    station.start()
+    station.desire(station.target(None, rollout=bundle("1.0.0")))
+    end = station.wait_for("1.0.0", "committed")
+    assert "0 requests" in end.reason
+
+
+def test_removed_rollout_goes_back_to_the_version_before_without_the_network(station, bundle):
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    station.install(first)
+    with Hammer(station) as hammer:
+        station.desire(station.target(first, rollout=second))
+        station.wait_for("1.1.0", "committed")
+        station.blobs.blobs.clear()
+        asked = len(station.blobs.requests)
+        station.desire(station.target(None), generation=station.generation + 1)
+        target = station.target(first)
+        station.blobs.blobs.clear()
+        station.desire(target)
+        eventually(lambda: station.states("1.0.0").count("committed") == 2, lambda: station.transitions("1.0.0"))
+        eventually(lambda: hammer.answers[-5:] == ["1.0.0"] * 5, hammer.answers)
+    assert hammer.failures == []
+    assert len(station.blobs.requests) == asked
+
+
+def test_rollout_withdrawn_in_probation_is_rolled_back_and_not_quarantined(station, bundle):
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    station.install(first)
+    station.desire(
+        station.target(first, rollout=second, trial=Trial(shadow_requests=0, probation_s=600, deadline_s=900))
+    )
+    station.wait_for("1.1.0", "probation")
+    eventually(lambda: station.answer() == "1.1.0")
+    station.desire(station.target(first))
+    end = station.wait_for("1.1.0", "rolled_back")
+    assert end.reason_class is ReasonClass.TRANSIENT
+    eventually(lambda: station.answer() == "1.0.0")
+    station.desire(station.target(first, rollout=second))
+    with Hammer(station):
+        station.wait_for("1.1.0", "committed")
+
+
+def test_rollout_withdrawn_while_downloading_is_superseded(station, bundle):
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    station.install(first)
+    target = station.target(first, rollout=second)
+    station.blobs.blobs.pop(second.digest)
+    station.desire(target)
+    station.wait_for("1.1.0", "downloading")
+    station.desire(station.target(first))
+    station.wait_for("1.1.0", "superseded")
+    assert station.answer() == "1.0.0"
+
+
+def test_device_override_wins_until_it_is_removed(station, bundle):
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    station.install(first)
+    station.desire(station.target(first))
+    with Hammer(station):
+        station.desire(station.target(second), device=DEVICE)
+        station.wait_for("1.1.0", "committed")
+        station.clear_override()
+        eventually(lambda: station.states("1.0.0").count("committed") == 2, lambda: station.transitions("1.0.0"))
+
+
+def test_override_that_was_removed_while_the_device_was_away_is_forgotten(station, bundle, monkeypatch):
+    monkeypatch.setattr("edgeops_runtime.agent._OVERRIDE_WAIT_S", 0.3)
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    station.install(first)
+    station.desire(station.target(first))
+    with Hammer(station):
+        station.desire(station.target(second), device=DEVICE)
+        station.wait_for("1.1.0", "committed")
+    station.stop()
+    station.clear_override()
+    station.start()
+    with Hammer(station):
+        eventually(lambda: station.states("1.0.0").count("committed") == 2, lambda: station.transitions("1.0.0"))
+
+
+def test_document_that_may_not_be_believed_changes_nothing_and_is_told(station, bundle):
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    station.install(first)
+    seen = station.generation
+    target = station.target(None, rollout=second)
+    station.desire(target, key=SigningKey.generate())
+    station.desire(target, generation=seen - 1)
+    station.desire(target, generation=seen + 1, fleet="south")
+    station.desire(target, generation=seen + 2, group="doors")
+    station.desire(target, generation=seen + 3, expires_s=-1)
+    refused = eventually(lambda: len(found := station.notices("desired-refused")) == 4 and found, station.records)
+    assert [
+        word
+        for text, word in zip(refused, ["valid signature", "older than", "south", "doors"], strict=True)
+        if word in text
+    ]
+    station.stop()
+    assert station.states("1.1.0") == []
+
+
+def test_older_generation_is_refused_after_a_restart_too(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    seen = station.generation
+    station.stop()
+    station.broker.retained.clear()
+    station.start()
+    station.desire(station.target(None, rollout=bundle("1.1.0")), generation=seen - 1)
+    eventually(lambda: station.notices("desired-refused"))
+    assert station.states("1.1.0") == []
+
+
+def test_bundle_that_somebody_else_signed_is_rejected(station, bundle, tmp_path):
+    station.start()
+    station.install(bundle("1.0.0"))
+    foreign = scripted_bundle(tmp_path, "1.1.0", SigningKey.generate())
+    station.desire(station.target(None, rollout=foreign))
+    end = station.wait_for("1.1.0", "rejected")
+    assert end.reason_class is ReasonClass.SECURITY
+    assert station.answer() == "1.0.0"
+
+
+def test_wrong_bytes_in_a_download_are_rejected_and_never_touch_what_runs(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    second = bundle("1.1.0")
+    target = station.target(None, rollout=second)
+    model = second.manifest.files["golden.npz"].digest
+    station.blobs.blobs[model] = bytes(len(station.blobs.blobs[model]))
+    with Hammer(station) as hammer:
+        station.desire(target)
+        end = station.wait_for("1.1.0", "rejected")
+    assert end.reason_class is ReasonClass.SECURITY
+    assert model in end.reason
+    assert hammer.failures == []
+    assert set(hammer.answers) == {"1.0.0"}
+
+
+def test_version_below_the_floor_is_rejected(station, bundle):
+    station.start()
+    station.desire(station.target(None, rollout=bundle("1.0.0"), floor="1.1.0"))
+    assert station.wait_for("1.0.0", "rejected").reason_class is ReasonClass.SECURITY
+
+
+def test_forbidden_current_version_gives_way_to_the_one_before(station, bundle):
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    station.install(first)
+    station.install(second)
+    station.desire(station.target(None, quarantine=(second.digest,)))
+    with Hammer(station) as hammer:
+        eventually(lambda: station.states("1.0.0").count("committed") == 2, lambda: station.transitions("1.0.0"))
+    assert hammer.failures == []
+
+
+def test_restart_without_broker_and_blobs_serves_the_current_version(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    address = station.agent.address
+    station.stop()
+    assert station.deaths[-1].boot == 1
+    station.broker.reachable = False
+    station.blobs.blobs.clear()
+    station.start()
+    assert station.agent.address == address
+    assert station.answer() == "1.0.0"
+    station.broker.mend(station.link)
+    eventually(lambda: station.births[-1].boot == 2, station.births)
+
+
+def test_records_are_kept_while_the_broker_is_away_and_come_once_it_is_back(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.cut()
+    assert station.deaths[-1].session == station.births[-1].session
+    sent = len(station.telemetry())
+    last = eventually(
+        lambda: station.agent._outbox.last("telemetry") > sent + 2 and station.agent._outbox.last("telemetry")
+    )
+    station.link.reconnect()
+    eventually(lambda: len(station.telemetry()) >= last, station.telemetry)
+    sequences = [record.sequence for record in station.telemetry()]
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert not any(isinstance(record, Gap) for record in station.records.values())
+    assert station.births[-1].session > station.births[0].session
+
+
+def test_telemetry_adds_up_to_the_requests(station, bundle):
+    station.start()
+    first, second = bundle("1.0.0"), bundle("1.1.0")
+    with Hammer(station) as hammer:
+        station.desire(station.target(None, rollout=first))
+        station.wait_for("1.0.0", "committed")
+        station.desire(station.target(None, rollout=second))
+        station.wait_for("1.1.0", "committed")
+    station.stop()
+    assert sum(record.requests for record in station.telemetry()) == len(hammer.answers)
+    assert {record.version for record in station.telemetry()} == {"1.0.0", "1.1.0"}
+    assert station.telemetry()[-1].host.agent_rss_bytes
+
+
+def test_report_command_closes_the_window_once(station, bundle):
+    station.settings["telemetry_window_s"] = 3600.0
+    station.start()
+    station.install(bundle("1.0.0"))
+    assert station.telemetry() == []
+    for _ in range(2):
+        station.command_device(Command(id="now", kind=CommandKind.REPORT, expires=time.time() + 60))
+    station.command_device(Command(id="late", kind=CommandKind.REPORT, expires=time.time() - 60))
+    eventually(station.telemetry)
+    station.command_device(Command(id="again", kind=CommandKind.REPORT, expires=time.time() + 60))
+    eventually(lambda: len(station.telemetry()) == 2)
+
+
+def test_samples_do_not_leave_a_device_that_does_not_allow_it(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.command_device(Command(id="c", kind=CommandKind.COLLECT, expires=time.time() + 60, count=1))
+    assert "capture" in eventually(lambda: station.notices("command-refused"))[0]
+
+
+def test_worker_that_is_killed_serves_again(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    os.kill(station.agent._incumbent.process.pid, signal.SIGKILL)
+    assert station.answer() == "1.0.0"
+    assert "SIGKILL" in eventually(lambda: station.notices("worker-died"))[0]
+
+
+def test_version_that_crashes_after_its_commit_gives_way_to_the_one_before(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.install(bundle("1.1.0"))
+    for _ in range(3):
+        process = eventually(lambda: station.agent._incumbent.process)
+        eventually(lambda: station.agent._incumbent.is_serving)
+        os.kill(process.pid, signal.SIGKILL)
+        eventually(lambda gone=process: station.agent._incumbent.process is not gone)
+    end = station.wait_for("1.1.0", "rolled_back")
+    assert "again and again" in end.reason
+    assert station.answer() == "1.0.0"
+    assert station.states("1.1.0").count("offered") == 1
+
+
+def test_start_that_takes_the_agent_with_it_is_counted_and_ends_in_a_rollback(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    bad = bundle("1.1.0")
+    trial = Trial(shadow_requests=0, probation_s=600, deadline_s=900, attempts=2)
+    station.desire(station.target(None, rollout=bad, trial=trial))
+    station.wait_for("1.1.0", "probation")
+    for attempt in (2, None):
+        # Stopping leaves the candidate where it stands, as a power cut would.
+        station.stop()
+        station.start()
+        assert station.answer() == "1.0.0" if attempt is None else station.answer()
+        if attempt is not None:
+            eventually(
+                lambda: station.transitions("1.1.0")[-1].attempt == 2 and station.states("1.1.0")[-1] == "probation"
+            )
+    end = station.wait_for("1.1.0", "rolled_back")
+    assert "2 starts" in end.reason
+    assert bad.digest in station.agent._store.slots.quarantine
+
+
+def test_untrusted_clock_keeps_serving_and_installs_nothing_new(station, bundle):
+    class Clock:
+        def wall(self):
+            return 1000.0
+
+        def uptime(self):
+            return time.monotonic()
+
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.stop()
+    station.start(clock=Clock())
+    station.desire(station.target(None, rollout=bundle("1.1.0")))
+    eventually(lambda: station.births[-1].generation == station.generation and not station.births[-1].clock_trusted)
+    assert station.answer() == "1.0.0"
+    assert station.states("1.1.0") == []
+
+
+def test_two_agents_do_not_share_a_data_directory(station):
+    station.start()
+    with pytest.raises(ConflictError, match="another agent"):
+        Station.start(station)
+
+
+def test_data_directory_of_another_model_is_refused(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.stop()
+    station.settings["model"] = "faces"
+    with pytest.raises(ConfigError, match="belongs to the model 'digits'"):
+        station.start()
+    station.agent = None
