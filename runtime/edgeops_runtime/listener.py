@@ -51,6 +51,7 @@ class Listener:
         self._refused = _Refused()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._is_last_call = False
+        self._is_over = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -73,7 +74,7 @@ class Listener:
                 connection.finish()
 
     def drain(self, timeout_s: float) -> None:
-        """Accept no more, answer what there is, and close every connection.
+        """Accept no more, answer what there is, and close every connection; the end of this listener.
 
         Connections that are still idle after ``timeout_s`` are closed; a request that has arrived by then is answered.
         """
@@ -84,6 +85,10 @@ class Listener:
         with self._changed:
             self._changed.wait_for(lambda: not self._open, self._limits.request_s + self._limits.send_s)
         self._refused.close()
+        if not self._is_over:
+            self._is_over = True
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def hang_up(self) -> None:
         """Close idle connections now, and cut a running :meth:`drain` short. Called by any thread."""

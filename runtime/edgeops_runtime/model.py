@@ -106,10 +106,14 @@ class Model:
         try:
             return pipeline.answer(feeds)
         except EngineError as error:
-            nanoseconds = time.perf_counter_ns() - start
-            with self._lock:
-                self._counters.failed(nanoseconds, is_not_finite=isinstance(error, NotFiniteError))
+            self.failed(start, is_not_finite=isinstance(error, NotFiniteError))
             raise
+
+    def failed(self, start: int, *, is_not_finite: bool = False) -> None:
+        """Count a request that could not be answered, on the device's account."""
+        nanoseconds = time.perf_counter_ns() - start
+        with self._lock:
+            self._counters.failed(nanoseconds, is_not_finite=is_not_finite)
 
     def answered(self, answer: Answer, start: int) -> None:
         """Count an answer that goes to its caller now."""

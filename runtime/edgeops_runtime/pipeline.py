@@ -77,7 +77,7 @@ class Pipeline:
             array = feeds.get(name)
             if array is None:
                 self._refuse_names(feeds)
-            elif array.dtype is not dtype or not _fits(array.shape, spec):
+            elif not isinstance(array, np.ndarray) or array.dtype is not dtype or not _fits(array.shape, spec):
                 check_tensor(array, spec)
         if self._batched is None:
             return 1

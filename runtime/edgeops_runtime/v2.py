@@ -107,17 +107,18 @@ class Service:
 
     def __call__(self, request: Request) -> Response:
         """Answer any request; never raises."""
-        try:
-            if request.path in self._infer_paths:
-                if request.method != b"POST":
-                    return _wrong_method("POST")
-                return self._infer(request)
+        if request.path not in self._infer_paths:
             return self._describe(request)
-        except Exception as error:  # noqa: BLE001 - a thread serves a client; a bug must not look like a broken network
+        if request.method != b"POST":
+            return _wrong_method("POST")
+        start = time.perf_counter_ns()
+        try:
+            return self._infer(request, start)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not look like a broken network
+            self._model.failed(start)
             return error_response(500, f"internal error: {type(error).__name__}: {error}")
 
-    def _infer(self, request: Request) -> Response:
-        start = time.perf_counter_ns()
+    def _infer(self, request: Request, start: int) -> Response:
         encoding = request.headers.get(b"content-encoding")
         if encoding not in {None, b"identity"}:
             return error_response(415, f"content encoding {encoding!r}: expected none")

@@ -61,9 +61,8 @@ class _InterpreterSession:
         self._interpreter = interpreter
         self._inputs = inputs
         self._outputs = outputs
-        self._batch = variant.batch
+        self._batch = variant.batch or _allocated_rows(interpreter)
         self._where = f"{variant.file}: {engine}"
-        self._shapes = {ours: tuple(interpreter.get_tensor(index).shape) for ours, index in inputs}
         self._turn = threading.Lock()
 
     def run(self, feeds: Tensors) -> Tensors:
@@ -80,8 +79,6 @@ class _InterpreterSession:
         interpreter = self._interpreter
         try:
             with self._turn:
-                if self._batch is None:
-                    self._fit(feeds)
                 for ours, index in self._inputs:
                     interpreter.set_tensor(index, feeds[ours])
                 interpreter.invoke()
@@ -89,15 +86,11 @@ class _InterpreterSession:
         except Exception as error:
             raise EngineError(f"{self._where} cannot run it: {error}") from error
 
-    def _fit(self, feeds: Tensors) -> None:
-        """Resize the inputs where the caller's shapes are others than the last time."""
-        changed = [(ours, index) for ours, index in self._inputs if feeds[ours].shape != self._shapes[ours]]
-        for ours, index in changed:
-            self._interpreter.resize_tensor_input(index, feeds[ours].shape)
-        if changed:
-            self._shapes = {}
-            self._interpreter.allocate_tensors()
-        self._shapes = {ours: feeds[ours].shape for ours, _ in self._inputs}
+
+def _allocated_rows(interpreter: Any) -> int | None:  # noqa: ANN401 - the interpreters have no types
+    """How many rows the file is allocated for; ``None`` when its inputs do not count rows alike."""
+    first = {int(detail["shape"][0]) for detail in interpreter.get_input_details() if len(detail["shape"])}
+    return first.pop() if len(first) == 1 else None
 
 
 def _signature_tensors(interpreter: Any) -> tuple[dict[str, int], dict[str, int]]:  # noqa: ANN401

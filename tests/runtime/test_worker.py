@@ -1,0 +1,428 @@
+"""Real worker processes, told what to do as the agent does."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from http.client import HTTPConnection
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeops.bundle import write_bundle
+from edgeops_runtime.control import (
+    Collect,
+    Drain,
+    Drained,
+    Failed,
+    Golden,
+    GoldenResult,
+    Pause,
+    Paused,
+    Ready,
+    Recent,
+    RecentResult,
+    Sampled,
+    Serve,
+    Serving,
+    Shadow,
+    ShadowResult,
+    Window,
+    WindowClosed,
+)
+
+INFER = "/v2/models/digits/infer"
+
+
+def body_of(image, request=""):
+    tensor = {
+        "name": "image",
+        "datatype": "FP32",
+        "shape": list(image.shape),
+        "parameters": {"binary_data_size": image.nbytes},
+    }
+    text = msgspec.json.encode({"id": request, "inputs": [tensor]})
+    return text + image.tobytes(), {"Inference-Header-Content-Length": str(len(text))}
+
+
+def images(count, *, seed=0, brightness=0.4):
+    return (np.random.default_rng(seed).random((count, 1, 28, 28)) * brightness).astype(np.float32)
+
+
+class Client:
+    """A caller that keeps its connection."""
+
+    def __init__(self, listening):
+        self._connection = HTTPConnection(*listening.getsockname(), timeout=30)
+
+    def infer(self, image, request=""):
+        body, headers = body_of(image, request)
+        self._connection.request("POST", INFER, body, headers)
+        answer = self._connection.getresponse()
+        return answer.status, msgspec.json.decode(answer.read())
+
+    def close(self):
+        self._connection.close()
+
+
+@pytest.fixture
+def client(listening):
+    made = Client(listening)
+    yield made
+    made.close()
+
+
+def test_a_worker_says_what_it_is_when_it_is_ready(make_bundle, start_worker):
+    worker = start_worker(make_bundle("1.0.0"))
+    assert isinstance(worker.first, Ready), worker.first
+    assert (worker.first.engine, worker.first.pid) == ("onnxruntime", worker.process.pid)
+    assert worker.first.rss_bytes > 1 << 20
+    assert worker.first.load_s > 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "variant", "engine", "message"),
+    [
+        (None, "nothing", "onnxruntime", "no variant 'nothing'"),
+        (None, "onnx", "nothing", "engine 'nothing': expected one of"),
+        (None, "onnx", "litert", "model.onnx: litert .* cannot load it"),
+        ("raises", "onnx", "onnxruntime", "onnxruntime cannot run it"),
+    ],
+)
+def test_a_worker_that_cannot_load_says_why_and_exits(make_bundle, start_worker, broken, variant, engine, message):
+    worker = start_worker(make_bundle("1.0.0", broken), variant, engine)
+    assert isinstance(worker.first, Failed)
+    assert worker.first.what == "load"
+    with pytest.raises(RuntimeError, match=message):
+        raise RuntimeError(worker.first.reason)
+    assert worker.control.receive_from_worker() is None
+    assert worker.process.wait(20) == 1
+
+
+def test_a_damaged_file_is_found_before_it_is_loaded(make_bundle, start_worker, tmp_path):
+    bundle = make_bundle("1.0.0")
+    copy = write_bundle(tmp_path / "copy", bundle.manifest, {name: bundle.file(name) for name in bundle.manifest.files})
+    with copy.file("model.onnx").open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"\xff")
+    worker = start_worker(copy)
+    assert isinstance(worker.first, Failed)
+    assert "model.onnx: expected sha256" in worker.first.reason
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(None, None), ("nan", "NaN or infinity"), ("wrong", "differs by"), ("slow", None)]
+)
+def test_the_golden_test_finds_what_is_wrong(make_bundle, start_worker, broken, reason):
+    worker = start_worker(make_bundle("1.0.0", broken))
+    result = worker.ask(Golden())
+    assert isinstance(result, GoldenResult)
+    assert result.passed is (reason is None)
+    if reason is None:
+        assert result.rows == 8
+        assert result.largest_difference <= result.tolerance
+    else:
+        assert reason in result.reason
+        assert "golden row 0" in result.reason
+    if broken == "wrong":
+        assert result.largest_difference > result.tolerance
+
+
+def test_golden_vectors_without_this_variant_fail_the_order_and_not_the_worker(make_bundle, start_worker, tmp_path):
+    bundle = make_bundle("1.0.0")
+    np.savez(tmp_path / "golden.npz", **{"input/image": images(2)})
+    files = {name: bundle.file(name) for name in bundle.manifest.files} | {"golden.npz": tmp_path / "golden.npz"}
+    worker = start_worker(write_bundle(tmp_path / "copy", bundle.manifest, files))
+    failed = worker.ask(Golden())
+    assert isinstance(failed, Failed)
+    assert (failed.what, "output/onnx/<name>" in failed.reason) == ("golden", True)
+    assert isinstance(worker.ask(Window()), WindowClosed)
+
+
+def test_nothing_is_answered_before_serve_and_connections_wait(make_bundle, start_worker, client):
+    worker = start_worker(make_bundle("1.0.0"))
+    answers = []
+    caller = threading.Thread(target=lambda: answers.append(client.infer(images(1))))
+    caller.start()
+    window = worker.ask(Window())
+    assert window.requests == 0
+    assert answers == []
+    assert isinstance(worker.ask(Serve()), Serving)
+    caller.join(20)
+    assert answers[0][0] == 200
+    assert answers[0][1]["model_version"] == "1.0.0"
+
+
+def test_windows_count_every_request_once(make_bundle, start_worker, client):
+    worker = start_worker(make_bundle("1.0.0", "nan", hidden=True))
+    worker.ask(Serve())
+    windows = []
+    for turn in range(3):
+        for row in images(40, seed=turn):
+            assert client.infer(row[None])[0] == 200
+        assert client.infer(images(70, seed=turn))[0] == 200
+        assert client.infer(images(1, brightness=2.0))[0] == 500
+        assert client.infer(images(1)[:, :, :3])[0] == 400
+        windows.append(worker.ask(Window()))
+    for window in windows:
+        assert (window.requests, window.rows, window.errors, window.not_finite) == (42, 110, 1, 1)
+        assert sum(window.latency.values()) == 42
+        assert window.profile.rows == 110
+        assert all(sum(counts) == 110 for counts in window.profile.counts.values())
+        assert window.end >= window.start
+        assert window.rss_bytes > 1 << 20
+    assert [later.start for later in windows[1:]] == [earlier.end for earlier in windows[:-1]]
+
+
+def test_recent_requests_shadow_a_candidate(make_bundle, start_worker, client, tmp_path):
+    incumbent = start_worker(make_bundle("1.0.0"))
+    incumbent.ask(Serve())
+    sent = images(80)
+    for row in sent[:78]:
+        client.infer(row[None])
+    client.infer(sent[78:])  # two rows; the first of them is kept
+    path = tmp_path / "recent.npz"
+    result = incumbent.ask(Recent(count=1000, path=str(path)))
+    assert isinstance(result, RecentResult)
+    assert result.count == 64
+    recent = np.load(path)
+    np.testing.assert_array_equal(recent["input/image"], sent[15:79])
+    assert recent["output/logits"].shape == (64, 10)
+    assert list(tmp_path.iterdir()) == [path]
+
+    assert incumbent.ask(Recent(count=5, path=str(path))).count == 5
+    np.testing.assert_array_equal(np.load(path)["input/image"], sent[74:79])
+
+    def shadow(broken, *, hidden=False):
+        candidate = start_worker(make_bundle("1.1.0", broken, hidden=hidden))
+        result = candidate.ask(Shadow(path=str(path)))
+        assert isinstance(result, ShadowResult), result
+        assert candidate.ask(Window()).requests == 0
+        return result
+
+    good = shadow(None)
+    assert (good.answered, good.failed, good.not_finite, good.agreement) == (5, 0, 0, 1.0)
+    assert good.latency_ms > 0
+    wrong = shadow("wrong")
+    assert (wrong.answered, wrong.agreement) == (5, 0.0)
+    nan = shadow("nan")
+    assert (nan.answered, nan.not_finite, nan.agreement, nan.latency_ms) == (0, 5, None, None)
+    assert "NaN" in nan.reason
+
+
+def test_shadow_finds_what_fails_on_live_input_only(make_bundle, start_worker, client, tmp_path):
+    incumbent = start_worker(make_bundle("1.0.0"))
+    incumbent.ask(Serve())
+    for row in images(6, brightness=2.0):
+        client.infer(row[None])
+    path = tmp_path / "recent.npz"
+    incumbent.ask(Recent(count=10, path=str(path)))
+    candidate = start_worker(make_bundle("1.1.0", "raises", hidden=True))
+    assert candidate.ask(Golden()).passed
+    result = candidate.ask(Shadow(path=str(path)))
+    assert (result.answered, result.failed) == (0, 6)
+    assert "onnxruntime cannot run it" in result.reason
+
+
+def test_shadow_without_recent_requests_has_nothing_to_compare(make_bundle, start_worker, tmp_path):
+    worker = start_worker(make_bundle("1.0.0"))
+    path = tmp_path / "recent.npz"
+    assert worker.ask(Recent(count=10, path=str(path))).count == 0
+    result = worker.ask(Shadow(path=str(path)))
+    assert (result.answered, result.failed, result.agreement) == (0, 0, None)
+    assert isinstance(worker.ask(Shadow(path=str(tmp_path / "nowhere.npz"))), Failed)
+    assert isinstance(worker.ask(Recent(count=1, path=str(tmp_path / "nowhere" / "recent.npz"))), Failed)
+
+
+def test_samples_are_sent_until_the_order_is_filled(make_bundle, start_worker, client):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    worker.control.send(Collect(command="label these", count=3, share=1.0))
+    assert isinstance(worker.ask(Window()), WindowClosed)  # the order before this one has arrived
+    sent = images(5)
+    answers = [client.infer(row[None], f"request {index}")[1] for index, row in enumerate(sent)]
+    samples = [worker.control.receive_from_worker() for _ in range(3)]
+    assert all(isinstance(sample, Sampled) for sample in samples)
+    assert [sample.request for sample in samples] == ["request 0", "request 1", "request 2"]
+    for sample, image, answer in zip(samples, sent, answers, strict=False):
+        tensor = sample.inputs["image"]
+        assert (sample.command, sample.probability) == ("label these", 1.0)
+        assert (tensor.dtype, tensor.shape) == ("FP32", (1, 1, 28, 28))
+        np.testing.assert_array_equal(np.frombuffer(tensor.data, "<f4").reshape(tensor.shape)[0], image)
+        logits = np.array(answer["outputs"][0]["data"])
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        assert sample.predicted == logits.argmax()
+        assert sample.confidence == pytest.approx(probabilities.max(), abs=1e-5)
+    assert isinstance(worker.ask(Window()), WindowClosed)  # and no fourth sample
+
+
+def test_samples_are_drawn_with_the_share_that_was_ordered(make_bundle, start_worker, client):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    worker.control.send(Collect(command="c", count=10_000, share=0.25))
+    worker.ask(Window())
+    for turn in range(40):
+        client.infer(images(10, seed=turn))
+    worker.control.send(Drain(timeout_s=0.0))
+    lines = iter(worker.control.receive_from_worker, None)
+    kinds = [type(line) for line in lines]
+    assert kinds[-1] is Drained
+    # 400 draws at 0.25: outside of these bounds once in a hundred million runs.
+    assert 50 < kinds.count(Sampled) < 155
+
+
+def test_a_worker_whose_agent_is_gone_exits_at_once(make_bundle, start_worker, client):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    client.infer(images(1))
+    worker.control.close()
+    assert worker.process.wait(20) == 70
+
+
+def test_a_line_that_is_none_is_answered_and_survived(make_bundle, start_worker):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.control._socket.sendall(b'{"type": "dance"}\n')
+    failed = worker.control.receive_from_worker()
+    assert isinstance(failed, Failed)
+    assert failed.what == "control"
+    assert isinstance(worker.ask(Window()), WindowClosed)
+
+
+def test_a_drain_sends_the_last_window_and_exits_cleanly(make_bundle, start_worker, client):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    for row in images(5):
+        client.infer(row[None])
+    drained = worker.ask(Drain(timeout_s=0.0))
+    assert isinstance(drained, Drained)
+    assert (drained.window.requests, drained.window.profile.rows) == (5, 5)
+    assert worker.control.receive_from_worker() is None
+    assert worker.process.wait(20) == 0
+
+
+def test_a_paused_worker_stays_warm_and_takes_over_again(make_bundle, start_worker, client):
+    incumbent, candidate = start_worker(make_bundle("1.0.0")), start_worker(make_bundle("1.1.0"))
+    incumbent.ask(Serve())
+    assert client.infer(images(1))[1]["model_version"] == "1.0.0"
+    candidate.ask(Serve())
+    assert isinstance(incumbent.ask(Pause()), Paused)
+    versions = [client.infer(images(1))[1]["model_version"] for _ in range(5)]
+    assert versions == ["1.0.0", *["1.1.0"] * 4]
+    assert isinstance(incumbent.ask(Serve()), Serving)
+    candidate.process.kill()
+    candidate.process.wait()
+    client.close()
+    assert client.infer(images(1))[1]["model_version"] == "1.0.0"
+    assert incumbent.ask(Window()).requests == 3
+
+
+class Load:
+    """Callers that keep their connections and ask without a pause."""
+
+    def __init__(self, listening, callers=4):
+        self._listening = listening
+        self._stop = threading.Event()
+        self.failures = []
+        self.versions = []
+        self._threads = [threading.Thread(target=self._ask) for _ in range(callers)]
+        self._reached = threading.Condition()
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def wait_for(self, version, count=20):
+        """Until that many more answers of a version have come."""
+        with self._reached:
+            wanted = self.versions.count(version) + count
+            assert self._reached.wait_for(lambda: self.versions.count(version) >= wanted or self.failures, 30)
+
+    def _ask(self):
+        client = Client(self._listening)
+        image = images(1)
+        while not self._stop.is_set() and not self.failures:
+            try:
+                status, answer = client.infer(image)
+                outcome = answer["model_version"] if status == 200 else None
+                failure = None if status == 200 else (status, answer)
+            except Exception as error:
+                outcome, failure = None, repr(error)
+            with self._reached:
+                if failure is None:
+                    self.versions.append(outcome)
+                else:
+                    self.failures.append(failure)
+                self._reached.notify_all()
+        client.close()
+
+
+def test_no_request_fails_while_workers_take_over_from_each_other(make_bundle, start_worker, listening):
+    versions = ["1.0.0", "1.1.0", "1.2.0", "1.3.0"]
+    worker = start_worker(make_bundle(versions[0]))
+    worker.ask(Serve())
+    answered = 0
+    with Load(listening) as load:
+        load.wait_for(versions[0])
+        for version in versions[1:]:
+            successor = start_worker(make_bundle(version))
+            assert isinstance(successor.ask(Serve()), Serving)
+            drained = worker.ask(Drain(timeout_s=10.0))
+            assert isinstance(drained, Drained), drained
+            answered += drained.window.requests
+            assert worker.process.wait(20) == 0
+            worker = successor
+            load.wait_for(version)
+    answered += worker.ask(Window()).requests
+    assert load.failures == []
+    assert set(load.versions) == set(versions)
+    # Nothing was lost, and nothing was counted twice, by workers that came and went.
+    assert answered == len(load.versions)
+
+
+def test_requests_wait_and_none_fails_when_a_worker_drains_before_the_next_serves(make_bundle, start_worker, listening):
+    worker, successor = start_worker(make_bundle("1.0.0")), start_worker(make_bundle("1.1.0"))
+    worker.ask(Serve())
+    with Load(listening) as load:
+        load.wait_for("1.0.0")
+        assert isinstance(worker.ask(Drain(timeout_s=10.0)), Drained)
+        successor.ask(Serve())
+        load.wait_for("1.1.0")
+    assert load.failures == []
+
+
+def test_a_worker_does_not_stop_on_a_full_pipe(make_bundle, listening, client):
+    """The engine's chatter, or a traceback, goes into a pipe that nobody reads."""
+    ours, theirs = socket.socketpair()
+    read, write = os.pipe()
+    while True:
+        os.set_blocking(write, False)
+        try:
+            os.write(write, b"x" * 4096)
+        except BlockingIOError:
+            break
+    os.set_blocking(write, True)
+    command = [sys.executable, "-m", "edgeops_runtime.worker", "--bundle", str(make_bundle("1.0.0").path)]
+    command += ["--variant", "onnx", "--engine", "onnxruntime"]
+    command += ["--listen-fd", str(listening.fileno()), "--control-fd", str(theirs.fileno())]
+    process = subprocess.Popen(
+        command, pass_fds=(listening.fileno(), theirs.fileno()), stdin=subprocess.DEVNULL, stdout=write, stderr=write
+    )
+    try:
+        theirs.close()
+        ours.settimeout(30)
+        assert b'"ready"' in ours.recv(10_000)
+        assert not os.get_blocking(write)
+    finally:
+        process.kill()
+        process.wait()
+        ours.close()
+        os.close(read)
+        os.close(write)
