@@ -21,13 +21,13 @@ SOUTH = Scope(level=Level.COHORT, attribute="site", name="south")
 SETTINGS = DriftSettings(window_s=10, detectable_shift=0.2)
 
 
-def normal_shares(shift=0.0):
-    below = [0.5 * (1 + math.erf((edge - shift) / math.sqrt(2))) for edge in EDGES]
+def normal_shares(shift=0.0, scale=1.0):
+    below = [0.5 * (1 + math.erf((edge - shift) / scale / math.sqrt(2))) for edge in EDGES]
     return np.diff([0.0, *below, 1.0])
 
 
-def drawn(rng, rows, shift=0.0):
-    return (*map(int, rng.multinomial(rows, normal_shares(shift))), 0)
+def drawn(rng, rows, shift=0.0, scale=1.0):
+    return (*map(int, rng.multinomial(rows, normal_shares(shift, scale))), 0)
 
 
 def reference_of(seed=0, rows=2000, *, strata=None):
@@ -349,25 +349,36 @@ def test_a_change_of_the_inputs_is_named_before_the_change_of_the_answers_that_f
     )
     reference = Reference(rows=2000, signals=signals)
 
-    def verdict_after(shifts):
-        monitor = DriftMonitor(SETTINGS, lambda _: reference)
-        for slot in range(10):
-            counts = {name: drawn(rng, 200, shifts.get(name, 0.0)) for name in statistics}
-            profile = Profile(reference=reference.id, rows=200, counts=counts)
-            monitor.observe(
-                WindowObservation(
-                    time=10.0 * slot,
-                    device="cam-1",
-                    attributes={},
-                    model="m",
-                    version="1.0.0",
-                    digest="sha256:1",
-                    profile=profile,
-                )
-            )
-        return monitor.verdicts()[0]
-
-    both = verdict_after({"image.gradient": -1.0, "logits.entropy": 2.0})
+    both = observed(reference, {"image.gradient": (-1.0, 1.0), "logits.entropy": (2.0, 1.0)})
     assert both.signal == "image.gradient"
     assert both.signals[1].effect.evidence > both.signals[0].effect.evidence > both.threshold
-    assert verdict_after({"logits.entropy": 2.0}).signal == "logits.entropy"
+    assert observed(reference, {"logits.entropy": (2.0, 1.0)}).signal == "logits.entropy"
+
+
+@pytest.mark.parametrize(
+    ("change", "score"), [((3.0, 0.1), "mean rank"), ((0.0, 3.0), "spread"), ((0.2, 3.0), "spread")]
+)
+def test_a_location_is_named_before_a_spread_where_both_have_changed_much(change, score):
+    verdict = observed(REFERENCES["sha256:one"], {"image.gradient": change})
+    assert (verdict.state, verdict.signal, verdict.effect.score) == (DriftState.DRIFT, "image.gradient", score)
+    assert -1 <= verdict.effect.low <= verdict.effect.high <= 1
+
+
+def observed(reference, changes):
+    """The fleet's verdict after ten windows of 200 rows; ``changes`` maps a signal to its shift and scale."""
+    monitor, rng = DriftMonitor(SETTINGS, lambda _: reference), np.random.default_rng(3)
+    for slot in range(10):
+        counts = {signal.name: drawn(rng, 200, *changes.get(signal.name, ())) for signal in reference.signals}
+        profile = Profile(reference=reference.id, rows=200, counts=counts)
+        monitor.observe(
+            WindowObservation(
+                time=10.0 * slot,
+                device="cam-1",
+                attributes={},
+                model="m",
+                version="1.0.0",
+                digest="sha256:1",
+                profile=profile,
+            )
+        )
+    return monitor.verdicts()[0]

@@ -26,12 +26,15 @@ from edgeops_fleet.drift.descriptions import (
 )
 from edgeops_fleet.drift.detector import Detector, log_threshold
 from edgeops_fleet.drift.effects import Shift, shift_of
-from edgeops_fleet.drift.scores import Counts, FloatArray
+from edgeops_fleet.drift.scores import Counts, FloatArray, ScoreKind
 from edgeops_fleet.drift.settings import DriftSettings
 from edgeops_fleet.drift.verdicts import DriftState, Effect, SignalView
 
 HISTORY = 60
 """How many values of the evidence are kept for showing."""
+
+_STRONG = 0.25
+"""A score has much of the evidence when its logarithm is this share of the strongest's."""
 
 StratumCounts = dict[str, NDArray[np.int64]]
 
@@ -114,19 +117,31 @@ class Stream:
 
     def signals(self) -> tuple[SignalView, ...]:
         """Every signal by its most telling score, the most telling first; in drift over the recent windows since the onset."""
-        if not self.windows:
-            return ()
-        counts, has_fired = _added(list(self._recent)), self._has_fired
-        told: dict[str, tuple[tuple[bool, bool, float], int, Shift]] = {}
-        for index, score in enumerate(self._layout.scores):
-            shift = self._shift(index, counts)
-            fired = self.state is DriftState.DRIFT and bool(has_fired[index])
-            how_far = float(self._told[index]) if fired else abs(shift.value) / shift.half_width
-            rank = (fired, fired and not score.is_answer, how_far)
-            if score.signal not in told or rank > told[score.signal][0]:
-                told[score.signal] = (rank, index, shift)
-        order = sorted(told.values(), key=lambda one: (one[0], -one[1]), reverse=True)
-        return tuple(self._view(index, shift, counts) for _, index, shift in order)
+        counts = _added(list(self._recent))
+        shifts = [self._shift(index, counts) for index in range(len(self._layout.scores))] if self.windows else []
+        by_signal: dict[str, list[int]] = {}
+        for index, _ in enumerate(shifts):
+            by_signal.setdefault(self._layout.scores[index].signal, []).append(index)
+        fired = self._has_fired if self.state is DriftState.DRIFT else np.zeros(len(shifts), dtype=np.bool_)
+        told = sorted((self._tell(indices, shifts, fired) for indices in by_signal.values()), reverse=True)
+        return tuple(self._view(-index, shifts[-index], counts) for *_, index in told)
+
+    def _tell(self, scores: list[int], shifts: list[Shift], fired: NDArray[np.bool_]) -> tuple[bool, bool, float, int]:
+        """How much a signal explains, as a sorting key, and by which of its scores (negative, so that the first wins a tie).
+
+        A location is easier to understand than a spread, so where the mean rank has fired too it speaks for its signal, unless
+        most of the evidence is elsewhere.
+        """
+        moved = [score for score in scores if fired[score]]
+        if not moved:
+            how_far = {score: abs(shifts[score].value) / shifts[score].half_width for score in scores}
+            best = max(scores, key=lambda score: how_far[score])
+            return False, False, how_far[best], -best
+        layout = self._layout.scores
+        most = float(self._told[moved].max())
+        strong = [score for score in moved if self._told[score] >= _STRONG * most]
+        best = max(strong, key=lambda score: (layout[score].kind is ScoreKind.MEAN_RANK, self._told[score]))
+        return True, not layout[best].is_answer, most, -best
 
     @property
     def _has_fired(self) -> NDArray[np.bool_]:
@@ -204,8 +219,8 @@ class Stream:
                 signal=score.signal,
                 score=score.label,
                 shift=shift.value,
-                low=shift.value - shift.half_width,
-                high=shift.value + shift.half_width,
+                low=max(shift.value - shift.half_width, -1.0),
+                high=min(shift.value + shift.half_width, 1.0),
                 evidence=float(self._told[index]) / math.log(10),
             ),
             psi=psi(window, reference),
