@@ -56,8 +56,8 @@ class Recipe:
             "activations": "uint8" if self.target is Target.X86 else "int8",
             "stratum_attribute": self.stratum_attribute,
             "force": self.force,
-            "preprocess": msgspec.to_builtins(self.preprocess),
-            "postprocess": msgspec.to_builtins(self.postprocess),
+            "preprocess": msgspec.to_builtins(list(self.preprocess)),
+            "postprocess": msgspec.to_builtins(list(self.postprocess)),
         }
 
 

@@ -14,8 +14,8 @@ TINY = Path(__file__).parents[2] / "examples" / "convert" / "tiny.py"
 NAMES = ("north west", "north east", "south west", "south east")
 
 
-def load_tiny():
-    spec = importlib.util.spec_from_file_location("tiny_example", TINY)
+def load_file(path):
+    spec = importlib.util.spec_from_file_location(f"converters_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -24,7 +24,13 @@ def load_tiny():
 @pytest.fixture(scope="session")
 def tiny():
     """The example's module: ``quarters`` makes data."""
-    return load_tiny()
+    return load_file(TINY)
+
+
+@pytest.fixture(scope="session")
+def models():
+    """The models of ``models.py``."""
+    return load_file(Path(__file__).with_name("models.py"))
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +58,12 @@ def signing_key():
 def as_bytes(data):
     """The images as a camera gives them; ``BYTES`` undoes it."""
     return {**data, "image": np.clip(np.round((data["image"] + 1) * 80), 0, 255).astype(np.uint8)}
+
+
+@pytest.fixture(scope="session")
+def byte_evaluation(evaluation):
+    """The evaluation data as the bundle of ``conversion`` takes it."""
+    return as_bytes(evaluation)
 
 
 BYTES = Scale(tensor="image", factor=1 / 80, offset=-1.0)
