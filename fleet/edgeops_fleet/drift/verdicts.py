@@ -122,8 +122,8 @@ class Verdict:
 
     @property
     def signal(self) -> str | None:
-        """The signal of :attr:`effect`."""
-        return self.effect.signal if self.effect else None
+        """The signal that drifted; ``None`` without drift."""
+        return self.effect.signal if self.effect and self.state is DriftState.DRIFT else None
 
     @property
     def windows_to_detection(self) -> int | None:
