@@ -413,6 +413,22 @@ def test_the_page_of_a_server_shows_a_rollout_that_was_stopped_and_a_site_that_d
     assert text.index("rolled back") < text.index("first version")
 
 
+def test_labelled_samples_are_counted_by_site_and_version(rig, make_bundle):
+    for number in range(3):
+        rig.add_device(f"device-{number}", wait=False, site="north" if number % 2 else "south")
+    rig.wait_for_state(rig.roll_out(make_bundle("1.0.0")), "completed")
+    for simulated in rig.devices.values():
+        for number in range(4):
+            simulated.sample(number, command="c", data=np.zeros(784, np.float32).tobytes(), predicted=number)
+    names = [f"device-{device}-{number}" for device in range(3) for number in range(3)]
+    wait_for(lambda: len(rig.server.samples.all()) == 12, "the samples are stored")
+    rig.api.post("/api/v1/labels", [{"sample": name, "label": 1} for name in names])
+    rows = {row.cohort: row for row in rig.server.snapshot().labelled}
+    assert (rows["south"].correct, rows["south"].labelled, rows["south"].waiting) == (2, 6, 2)
+    assert (rows["north"].correct, rows["north"].labelled, rows["north"].waiting) == (1, 3, 1)
+    assert "33.3% of 6 labelled, 2 wait for a label" in text_of(render(rig.server.snapshot()))
+
+
 def profile_of(rng, reference, *, rows, is_off):
     """Rows as the reference's, or all of them in the first bin."""
     counts = {}

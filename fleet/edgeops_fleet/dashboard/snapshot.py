@@ -125,15 +125,24 @@ def _latency(connection: sa.Connection, *, since: float) -> dict[str, float]:
 
 
 def _labelled(connection: sa.Connection, attribute: str) -> tuple[Labelled, ...]:
-    query = sa.select(
-        devices.c.attributes, samples.c.model, samples.c.version, samples.c.predicted, samples.c.label
-    ).join(devices, devices.c.id == samples.c.device)
+    is_right = sa.and_(samples.c.label.is_not(None), samples.c.predicted == samples.c.label)
+    query = (
+        sa.select(
+            devices.c.attributes,
+            samples.c.model,
+            samples.c.version,
+            sa.func.sum(sa.case((is_right, 1), else_=0)),
+            sa.func.count(samples.c.label),
+            sa.func.count(),
+        )
+        .join(devices, devices.c.id == samples.c.device)
+        .group_by(devices.c.id, samples.c.model, samples.c.version)
+    )
     counts: dict[tuple[str, str, str], list[int]] = {}
-    for attributes, model, version, predicted, label in connection.execute(query):
+    for attributes, model, version, correct, labelled, total in connection.execute(query):
         count = counts.setdefault((str(attributes.get(attribute, "–")), model, version), [0, 0, 0])
-        count[0] += label is not None and predicted == label
-        count[1] += label is not None
-        count[2] += label is None
+        for index, number in enumerate((correct, labelled, total - labelled)):
+            count[index] += number
     return tuple(
         Labelled(cohort=cohort, model=model, version=version, correct=correct, labelled=labelled, waiting=waiting)
         for (cohort, model, version), (correct, labelled, waiting) in sorted(counts.items())
