@@ -32,7 +32,7 @@ from edgeops_converters.report import Report, SourceReport
 from edgeops_converters.samples import Samples, SampleSource, check_alike, read_calibration, read_evaluation
 from edgeops_converters.sources import Model, open_model
 from edgeops_converters.steps import Steps
-from edgeops_converters.targets import parse_target
+from edgeops_converters.targets import parse_target, this_machine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +101,7 @@ def convert(
         GateError: A compressed variant is slower than float or not faithful, and ``force`` was not given.
         ConflictError: ``output`` exists.
         ManifestError: Name or version is not valid.
+        TransientError: The disk is full, or the directory cannot be written.
         MissingExtraError: A library of the ``convert`` extra is not installed.
     """
     recipe = Recipe(
@@ -127,7 +128,7 @@ def convert(
             ranged = _preprocessed(calibration, recipe)
         with steps.step("open the source"):
             model = open_model(source, _example(ranged))
-            recipe, notes = _without_impossible(recipe, model)
+            recipe, notes = _possible(recipe, model)
             exam = _exam(held_out, model, recipe)
         with steps.step("answers of the source"):
             original = exam.ask(model.answer, batch=model.batch)
@@ -210,14 +211,17 @@ def _example(rows: Tensors) -> Tensors:
     return {name: array[:_EXAMPLE_ROWS] for name, array in rows.items()}
 
 
-def _without_impossible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
-    """An ONNX source gives ONNX only; say so."""
+def _possible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
+    """An ONNX source gives ONNX only; say so. And say what is not measured for another CPU."""
+    here = this_machine()
+    away = f"made for {recipe.target}: the latency of onnx-int8 here, on {here}, says nothing, and is not gated"
+    notes = (away,) if recipe.target is not here and {"onnx", "int8"} <= {*recipe.formats, *recipe.precisions} else ()
     if model.onnx is None or "tflite" not in recipe.formats:
-        return recipe, ()
+        return recipe, notes
     said = f"{model.label} is ONNX already, which gives ONNX only; for TFLite give the torch model"
     if recipe.formats == ("tflite",):
         raise ExportError(said)
-    return replace(recipe, formats=("onnx",)), (said,)
+    return replace(recipe, formats=("onnx",)), (said, *notes)
 
 
 def _exam(held_out: Samples, model: Model, recipe: Recipe) -> Exam:

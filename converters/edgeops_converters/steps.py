@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from edgeops.errors import TransientError
+
 
 class Steps:
     """Tells a listener what begins and keeps how long each step took.
@@ -18,11 +20,17 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """One step; durations of the same name add up."""
+        """One step; durations of the same name add up.
+
+        Raises:
+            TransientError: The operating system refused: a full disk, a directory that cannot be written.
+        """
         if self._on_step is not None:
             self._on_step(name)
         begin = self._clock()
         try:
             yield
+        except OSError as error:
+            raise TransientError(f"{name}: {error}") from error
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + self._clock() - begin, 3)

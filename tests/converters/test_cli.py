@@ -55,10 +55,10 @@ def test_a_model_becomes_a_signed_bundle_with_figures_on_standard_output(folder)
     assert "export onnx" in done.stderr
 
 
-def test_the_steps_and_a_table_are_shown_on_a_terminal(folder):
+def test_the_steps_and_a_table_are_shown_on_a_terminal(folder, onnx_source):
     leader, follower = os.openpty()
     process = subprocess.Popen(
-        [EDGEOPS, "convert", f"{TINY}:tiny", *usual(), "--formats", "onnx", "--precisions", "float"],
+        [EDGEOPS, "convert", onnx_source, *usual(), "--precisions", "float"],
         cwd=folder, stdout=subprocess.PIPE, stderr=follower, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
     )  # fmt: skip
     os.close(follower)

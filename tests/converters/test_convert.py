@@ -6,12 +6,21 @@ import pytest
 from edgeops import processing
 from edgeops.binning import count_rows
 from edgeops.bundle import open_bundle
-from edgeops.errors import ConflictError, EngineError, ExportError, GateError, ManifestError, RecipeError
+from edgeops.errors import (
+    ConflictError,
+    EngineError,
+    ExportError,
+    GateError,
+    ManifestError,
+    RecipeError,
+    TransientError,
+)
 from edgeops.manifest import Scale, Softmax
 from edgeops.signals import EVERYTHING, decode_reference
 from edgeops_converters import convert, evaluate
 from edgeops_converters.report import decode_report
 from edgeops_converters.sessions import SESSIONS, run_rows
+from edgeops_converters.targets import this_machine
 
 
 def open_session(bundle, variant):
@@ -137,7 +146,7 @@ def test_a_model_that_fails_on_a_rare_input_converts_and_passes(models, network,
                 session.run({"image": np.full((1, 1, 16, 16), 5, np.float32)})
 
 
-def test_an_onnx_file_and_an_exported_program_are_sources_too(network, settings, tmp_path):
+def test_an_onnx_file_and_an_exported_program_are_sources_too(network, onnx_source, settings, tmp_path):
     import torch
 
     shapes = ({0: torch.export.Dim("batch")},)
@@ -148,32 +157,20 @@ def test_an_onnx_file_and_an_exported_program_are_sources_too(network, settings,
     first = convert(tmp_path / "quarters.pt2", **settings)
     assert first.report.variant("onnx-float").agreement == 1
 
-    source = first.bundle.file("model.float.onnx")
-    name = first.bundle.manifest.variant("onnx-float").inputs["image"]
-    again = convert(
-        source,
-        **{
-            **settings,
-            "data": {name: settings["data"]["image"]},
-            "evaluation": {name: settings["evaluation"]["image"], "labels": settings["evaluation"]["labels"]},
-            "output": tmp_path / "again",
-            "formats": ("onnx", "tflite"),
-        },
-    )
+    both = {**settings, "output": tmp_path / "again", "formats": ("onnx", "tflite")}
+    again = convert(onnx_source, **both)
     assert again.report.variant("onnx-float").agreement == 1
     assert again.report.variant("onnx-int8").agreement > 0.98
     assert "ONNX only" in again.report.notes[0]
     with pytest.raises(ExportError, match="ONNX only; for TFLite give the torch model"):
-        convert(source, **{**settings, "data": {name: settings["data"]["image"]},
-                           "evaluation": {name: settings["evaluation"]["image"]},
-                           "output": tmp_path / "other", "formats": ("tflite",)})  # fmt: skip
+        convert(onnx_source, **{**settings, "output": tmp_path / "other", "formats": ("tflite",)})
 
 
-def test_the_same_inputs_give_the_same_model_bytes_and_the_steps_are_told_in_order(network, settings, tmp_path):
+def test_the_same_inputs_give_the_same_model_bytes_and_the_steps_are_told_in_order(onnx_source, settings, tmp_path):
     files, steps = [], []
     for attempt in ("a", "b"):
         steps.clear()
-        done = convert(network, **{**settings, "output": tmp_path / attempt}, on_step=steps.append)
+        done = convert(onnx_source, **{**settings, "output": tmp_path / attempt}, on_step=steps.append)
         files.append({name: done.bundle.file(name).read_bytes() for name in ("model.float.onnx", "model.int8.onnx")})
     assert files[0] == files[1]
     assert steps[0] == "read the data"
@@ -202,15 +199,15 @@ def refused(network, settings, error, said, **changes):
     assert list(settings["output"].parent.iterdir()) == []
 
 
-def test_a_lossy_variant_is_refused_with_the_figures_and_nothing_is_written(network, settings):
+def test_a_lossy_variant_is_refused_with_the_figures_and_nothing_is_written(onnx_source, settings):
     # Calibrated on almost nothing, every activation is clipped.
     dim = {"image": settings["data"]["image"] * np.float32(1e-3)}
-    refused(network, settings, GateError, r"onnx-int8: .*loses .* points of accuracy where at most 0\.5", data=dim)
+    refused(onnx_source, settings, GateError, r"onnx-int8: .*loses .* points of accuracy where at most 0\.5", data=dim)
 
 
-def test_a_refused_variant_can_be_forced_and_the_report_and_lineage_say_so(network, settings):
+def test_a_refused_variant_can_be_forced_and_the_report_and_lineage_say_so(onnx_source, settings):
     dim = {"image": settings["data"]["image"] * np.float32(1e-3)}
-    done = convert(network, **{**settings, "data": dim})
+    done = convert(onnx_source, **{**settings, "data": dim})
     variant = done.report.variant("onnx-int8")
     assert (variant.gate.passed, variant.gate.forced) == (False, True)
     assert done.bundle.manifest.lineage.recipe["forced"]["onnx-int8"] == list(variant.gate.reasons)
@@ -259,3 +256,18 @@ def test_a_directory_that_exists_is_left_alone(network, settings):
     with pytest.raises(ConflictError, match="exists already"):
         convert(network, **{**settings, "data": "not even looked at"})
     assert (settings["output"] / "mine.txt").read_text() == "keep me"
+
+
+def test_a_bundle_for_another_cpu_is_not_held_to_this_ones_latency(onnx_source, settings):
+    other = "arm" if this_machine() == "x86" else "x86"
+    done = convert(onnx_source, **{**settings, "target": other, "max_drop": 2.0, "force": False})
+    assert done.report.target == other
+    assert f"made for {other}" in done.report.notes[0]
+    assert done.bundle.manifest.lineage.recipe["activations"] == ("int8" if other == "arm" else "uint8")
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_that_names_the_step(onnx_source, settings, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TransientError, match=r"write the bundle: .*file"):
+        convert(onnx_source, **{**settings, "output": tmp_path / "file" / "bundle"})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
