@@ -27,15 +27,13 @@ class Counters:
         """Count an answer."""
         self.requests += 1
         self.rows += rows
-        self._took(nanoseconds)
+        bucket = latency_bucket(nanoseconds)
+        self.latency[bucket] = self.latency.get(bucket, 0) + 1
 
     def failed(self, nanoseconds: int, *, is_not_finite: bool) -> None:
         """Count a request that the device could not answer."""
         self.requests += 1
         self.errors += 1
         self.not_finite += is_not_finite
-        self._took(nanoseconds)
-
-    def _took(self, nanoseconds: int) -> None:
         bucket = latency_bucket(nanoseconds)
         self.latency[bucket] = self.latency.get(bucket, 0) + 1

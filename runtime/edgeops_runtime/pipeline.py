@@ -16,6 +16,8 @@ from edgeops.processing import apply
 from edgeops.tensors import TensorSpec
 from edgeops_runtime.engines.engine import Session, Tensors
 
+_SINGLE_BYTES = 4
+
 
 class Answer(NamedTuple):
     """What came out, and what drift signals look at.
@@ -44,7 +46,9 @@ class Pipeline:
             session: One of its variants, loaded.
         """
         self._run = session.run
-        self._inputs = tuple((spec.name, np.dtype(spec.numpy_dtype), spec) for spec in manifest.inputs)
+        self._inputs = tuple(
+            (spec.name, np.dtype(spec.numpy_dtype), _fixed_tail(spec), spec) for spec in manifest.inputs
+        )
         self._outputs = tuple(spec.name for spec in manifest.outputs)
         self._preprocess = manifest.preprocess
         self._postprocess = manifest.postprocess
@@ -73,11 +77,17 @@ class Pipeline:
     def _check(self, feeds: Mapping[str, NDArray[Any]]) -> int:
         if len(feeds) != len(self._inputs):
             self._refuse_names(feeds)
-        for name, dtype, spec in self._inputs:
+        for name, dtype, tail, spec in self._inputs:
             array = feeds.get(name)
             if array is None:
                 self._refuse_names(feeds)
-            elif not isinstance(array, np.ndarray) or array.dtype is not dtype or not _fits(array.shape, spec):
+            # The usual case first, in a few comparisons; what it does not cover is looked at in full, and refused by name.
+            elif (
+                not isinstance(array, np.ndarray)
+                or array.dtype is not dtype
+                or array.shape[1:] != tail
+                or not len(array)
+            ):
                 check_tensor(array, spec)
         if self._batched is None:
             return 1
@@ -89,7 +99,7 @@ class Pipeline:
     def _check_rows(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> None:
         """Every dimension of the same name must have the same size."""
         sizes: dict[str, int] = {}
-        for name, _, spec in self._inputs:
+        for name, _, _, spec in self._inputs:
             for wanted, size in zip(spec.shape, feeds[name].shape, strict=True):
                 if isinstance(wanted, str) and sizes.setdefault(wanted, size) != size:
                     raise TensorError(
@@ -98,12 +108,12 @@ class Pipeline:
                     )
 
     def _refuse_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        expected = ", ".join(f"{name} {spec.dtype} {list(spec.shape)}" for name, _, spec in self._inputs)
+        expected = ", ".join(f"{name} {spec.dtype} {list(spec.shape)}" for name, _, _, spec in self._inputs)
         raise TensorError(f"expected the inputs {expected}; got {', '.join(map(repr, feeds)) or 'none'}")
 
     def _blame(self, feeds: Mapping[str, NDArray[Any]], output: str) -> None:
         """Say whose fault an answer is that is not finite."""
-        for name, _, _ in self._inputs:
+        for name, *_ in self._inputs:
             if not is_finite(feeds[name]):
                 raise TensorError(f"tensor {name!r}: expected finite values, got NaN or infinity")
         raise NotFiniteError(f"output {output!r}: the model answered NaN or infinity to finite inputs")
@@ -124,10 +134,11 @@ def is_finite(array: NDArray[Any]) -> bool:
     """Whether an array holds neither NaN nor infinity; integers and booleans never do."""
     if array.dtype.kind != "f":
         return True
-    # A sum is finite only if every term is; where it is not, it may have overflowed, so look at each.
-    with np.errstate(all="ignore"):
-        total = float(np.add.reduce(array, axis=None))
-    return math.isfinite(total) or bool(np.isfinite(array).all())
+    # A sum of squares is finite only if every term is, and is the cheapest look at all of them; where it is not, it may have
+    # overflowed.
+    return (array.dtype.itemsize >= _SINGLE_BYTES and math.isfinite(np.vdot(array, array))) or bool(
+        np.isfinite(array).all()
+    )
 
 
 def warm_up(pipeline: Pipeline, manifest: Manifest, golden: Tensors | None) -> None:
@@ -169,10 +180,11 @@ def take_row(rows: NDArray[Any], spec: TensorSpec, index: int) -> NDArray[Any]:
     return rows[index : index + 1] if spec.is_batched or rows.ndim == len(spec.shape) else rows[index]
 
 
-def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
-    if len(shape) != len(spec.shape) or 0 in shape:
-        return False
-    return all(wanted == size or isinstance(wanted, str) for wanted, size in zip(spec.shape, shape, strict=False))
+def _fixed_tail(spec: TensorSpec) -> tuple[int, ...] | None:
+    """The sizes after the batch dimension; ``None`` where that is not all there is to the shape."""
+    if not spec.is_batched or any(isinstance(size, str) for size in spec.shape[1:]):
+        return None
+    return tuple(size for size in spec.shape[1:] if isinstance(size, int))
 
 
 def _zeros(spec: TensorSpec) -> NDArray[Any]:

@@ -156,10 +156,7 @@ def test_an_upgrade_is_declined_by_answering(address):
         (b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 100001\r\n\r\n", 413, b"at most 100000 bytes"),
         (
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-            + b"ffff\r\n"
-            + b"x" * 65535
-            + b"\r\nffff\r\n"
-            + b"x" * 65535,
+            b"ffff\r\n" + b"x" * 65535 + b"\r\nffff\r\n" + b"x" * 65535,
             413,
             b"at most 100000 bytes",
         ),
@@ -229,7 +226,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_body_harms_nobody(address, desk
 
 
 def test_more_connections_than_the_limit_are_told_to_come_again(make_listener, desk):
-    listener, listening = make_listener(max_connections=20)
+    _, listening = make_listener(max_connections=20)
     answers = []
 
     def ask():

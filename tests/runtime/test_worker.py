@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 
 import msgspec
 import numpy as np
@@ -83,16 +83,16 @@ def test_a_worker_says_what_it_is_when_it_is_ready(make_bundle, start_worker):
 
 
 @pytest.mark.parametrize(
-    ("broken", "variant", "engine", "message"),
+    ("broken", "choice", "message"),
     [
-        (None, "nothing", "onnxruntime", "no variant 'nothing'"),
-        (None, "onnx", "nothing", "engine 'nothing': expected one of"),
-        (None, "onnx", "litert", "model.onnx: litert .* cannot load it"),
-        ("raises", "onnx", "onnxruntime", "onnxruntime cannot run it"),
+        (None, ("nothing", "onnxruntime"), "no variant 'nothing'"),
+        (None, ("onnx", "nothing"), "engine 'nothing': expected one of"),
+        (None, ("onnx", "litert"), "model.onnx: litert .* cannot load it"),
+        ("raises", ("onnx", "onnxruntime"), "onnxruntime cannot run it"),
     ],
 )
-def test_a_worker_that_cannot_load_says_why_and_exits(make_bundle, start_worker, broken, variant, engine, message):
-    worker = start_worker(make_bundle("1.0.0", broken), variant, engine)
+def test_a_worker_that_cannot_load_says_why_and_exits(make_bundle, start_worker, broken, choice, message):
+    worker = start_worker(make_bundle("1.0.0", broken), *choice)
     assert isinstance(worker.first, Failed)
     assert worker.first.what == "load"
     with pytest.raises(RuntimeError, match=message):
@@ -353,7 +353,7 @@ class Load:
                 status, answer = client.infer(image)
                 outcome = answer["model_version"] if status == 200 else None
                 failure = None if status == 200 else (status, answer)
-            except Exception as error:
+            except (OSError, HTTPException, ValueError) as error:
                 outcome, failure = None, repr(error)
             with self._reached:
                 if failure is None:

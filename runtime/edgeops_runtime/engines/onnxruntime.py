@@ -51,6 +51,7 @@ class _OnnxSession:
         self._inputs = tuple(variant.inputs.items())
         self._names = list(variant.outputs)
         self._file_outputs = list(variant.outputs.values())
+        self._only = self._names[0] if len(self._names) == 1 else None
         self._batch = variant.batch
         self._file = variant.file
 
@@ -71,6 +72,8 @@ class _OnnxSession:
             )
         except Exception as error:
             raise EngineError(f"{self._file}: onnxruntime cannot run it: {error}") from error
+        if self._only is not None:
+            return {self._only: answers[0]}
         return dict(zip(self._names, answers, strict=True))
 
 
