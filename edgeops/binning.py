@@ -4,6 +4,7 @@ The converter counts the reference with this code and the device counts its prof
 compared bin by bin.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -28,7 +29,7 @@ def statistic_values(signal: Signal, rows: NDArray[np.generic]) -> FloatArray:
     Returns:
         Shape ``(n,)``, float32; NaN where a row has a value that is not finite.
     """
-    flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32, copy=False)
     if signal.softmax:
         flat = softmax(flat)
     with np.errstate(all="ignore"):
@@ -78,7 +79,7 @@ def _reduce(signal: Signal, rows: NDArray[np.generic], flat: FloatArray) -> NDAr
         case Statistic.STD:
             values = flat.std(axis=1)
         case Statistic.GRADIENT:
-            wide = flat.reshape(len(rows), -1, rows.shape[-1])
+            wide = flat.reshape(len(rows), math.prod(rows.shape[1:-1]), rows.shape[-1])
             values = np.abs(np.diff(wide, axis=-1)).mean(axis=(1, 2))
         case Statistic.PROJECTION:
             values = flat @ projection(signal.index, flat.shape[1])

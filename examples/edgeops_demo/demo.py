@@ -33,7 +33,7 @@ from edgeops_demo.story import Story
 from edgeops_demo.traffic import total
 
 FIRST, BAD = "1.0.0", "1.1.0"
-TRAINING_STEPS = 800
+TRAINING_STEPS = 600
 LEARNING_RATE = 6e-3
 SAMPLES = 400
 
@@ -276,7 +276,7 @@ class Demo:
                 windows_to_detect=verdict["windows_to_detect"],
                 rows_to_detect=verdict["rows_to_detect"],
             )
-            self._story.tell(f"site {site}: {verdict['state'].upper()} {verdict['signal'] or ''}")
+            self._story.tell(f"site {site}: {verdict['state'].upper()} {verdict['signal'] or ''}".rstrip())
         others = [site for site in SITES if site != SMEARED_SITE]
         self._check(
             f"DRIFT for site {SMEARED_SITE}, with the signal named",

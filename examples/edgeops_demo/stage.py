@@ -27,6 +27,7 @@ release_keys = ["{release_key}"]
 [drift]
 attribute = "site"
 window_s = {window_s}
+detectable_shift = 0.2
 
 [retrain]
 command = {command}

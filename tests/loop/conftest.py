@@ -159,7 +159,8 @@ class Caller(threading.Thread):
 
     def stop(self) -> None:
         self._stopped.set()
-        self.join(timeout=15)
+        if self.is_alive():
+            self.join(timeout=15)
         self._drop()
 
     def ask(self) -> np.ndarray:
@@ -262,5 +263,4 @@ def new_caller() -> Iterator[Callable[..., Caller]]:
 
     yield make
     for caller in callers:
-        if caller.is_alive():
-            caller.stop()
+        caller.stop()

@@ -18,6 +18,8 @@ DEVICES = ("camera-1", "camera-2")
 SERVES_WITHIN_S = 20.0
 """Generous, since the machine is shared; the benchmark prints how long it really takes."""
 
+KILLS = 6
+
 
 def kill_something(fleet, rng: random.Random) -> str:
     victim = rng.choice(("worker", "agent", "server"))
@@ -83,26 +85,25 @@ def test_nothing_accepted_is_lost_or_counted_twice(
         fleet.start_device(device)
     fleet.wait_online()
     fleet.wait_rollout(fleet.roll_out(make_bundle("1.0.0")), "completed")
-    for number in range(1, 7):
-        bundle = make_bundle(f"1.{number}.0")
-        rollout = fleet.roll_out(bundle, waves=[{"percent": 100}])
-        callers = [new_caller(fleet.address(device)) for device in DEVICES]
-        wait_for_progress = rng.uniform(0, 1.5)
-        for caller in callers:
-            caller.start()
-            caller.join(wait_for_progress / 2)
+    # Somebody asks all the time; while things are killed, failures are no surprise.
+    callers = [new_caller(fleet.address(device), seed=number) for number, device in enumerate(DEVICES)]
+    for caller in callers:
+        caller.start()
+    for number in range(1, 1 + KILLS):
+        rollout = fleet.roll_out(make_bundle(f"1.{number}.0"), waves=[{"percent": 100}])
+        callers[0].join(rng.uniform(0, 2.0))
         killed = kill_something(fleet, rng)
-        for device, caller in zip(DEVICES, callers, strict=True):
-            caller.stop()
-            again = new_caller(fleet.address(device))
-            assert again.serves_within(SERVES_WITHIN_S) >= 0, killed
+        for device in DEVICES:
+            assert new_caller(fleet.address(device)).serves_within(SERVES_WITHIN_S) >= 0, killed
         ended = fleet.wait_rollout(rollout, "completed", "paused", "rolled_back", "aborted")
         if ended["state"] == "paused":
             fleet.operator.post(f"/api/v1/rollouts/{rollout}/rollback")
             fleet.wait_rollout(rollout, "rolled_back")
+    for caller in callers:
+        caller.stop()
     for agent in fleet.agents.values():
         agent.ask_to_stop()
-        assert agent.end() == 0
+        assert agent.end(timeout_s=30) == 0
     given = given_sequences(fleet)
     assert {(device, stream) for device, _, stream in given} >= {(device, "event") for device in DEVICES}
     for device in DEVICES:
