@@ -58,7 +58,8 @@ def enrol_command(
     )
     path = config.directory / "agent.toml"
     if not path.exists():
-        path.write_bytes(msgspec.toml.encode({"data": str(config.directory), "listen": listen}))
+        # A JSON string is a TOML string.
+        path.write_text(f"data = {json.dumps(str(config.directory))}\nlisten = {json.dumps(listen)}\n")
     click.echo(f"{identity.device} is in fleet {identity.fleet}, group {identity.group}")
     click.echo(f"start it with: edgeops-agent run --config {path}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgeops.errors import ConfigError
+from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops.selection import Attribute
 from edgeops.topics import check_name
 
@@ -74,7 +74,7 @@ def load_config(path: Path) -> Config:
         return msgspec.toml.decode(path.read_bytes(), type=Config)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

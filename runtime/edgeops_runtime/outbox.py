@@ -240,14 +240,22 @@ class Outbox:
             self._add_gap(stream, sequence, sequence, "the disk refused it")
 
     def _make_room(self) -> None:
-        while self.size_bytes > self._quota_bytes and self._drop_oldest():
+        while self.size_bytes > self._quota_bytes and self._drop_oldest(in_memory=True):
             pass
 
-    def _drop_oldest(self) -> bool:
-        """Drop one segment of the least important stream that has one; ``False`` when there is nothing to drop."""
+    def _drop_oldest(self, *, in_memory: bool = False) -> bool:
+        """Drop one segment of the least important stream that has one; ``False`` when there is nothing to drop.
+
+        Args:
+            in_memory: A record that is in memory only will do, too.
+        """
         for stream in Stream:
             log = self._logs[stream]
             segment = log.oldest()
+            if segment is None and in_memory and log.pending_count:
+                sequence = log.drop_pending()
+                self._add_gap(stream, sequence, sequence, "quota")
+                return True
             if segment is None:
                 continue
             first = max(segment.first, self.acked(stream) + 1)

@@ -1,0 +1,176 @@
+"""The agent as its users run it: a real process with a real worker and engine; killed, stopped, and looked into."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeops.messages import Trial
+from edgeops_runtime.slots import SlotStore
+from edgeops_runtime.worker_process import WORKER_COMMAND
+
+sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
+
+from agent_parts import Hammer, Station, eventually
+
+
+class ModelStation(Station):
+    """A station whose worker is the real one; answers are those of the V2 protocol."""
+
+    def __init__(self, directory: Path, release_key, **settings) -> None:
+        super().__init__(directory, release_key, command=WORKER_COMMAND, **settings)
+        self.address = ""
+
+    def answer(self, *, top: float = 0.4) -> str:
+        """Ask for the scores of an image whose pixels are up to ``top``; returns the version that answered."""
+        image = np.random.default_rng(3).uniform(top - 0.1, top, (1, 1, 28, 28)).astype(np.float32)
+        tensor = {"name": "image", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": image.ravel().tolist()}
+        host, _, port = (self.agent.address if self.agent is not None else self.address).rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        try:
+            connection.request("POST", "/v2/models/digits/infer", body=json.dumps({"inputs": [tensor]}))
+            response = connection.getresponse()
+            body = response.read()
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            raise OSError(f"{response.status}: {body[:200]!r}")
+        answer = json.loads(body)
+        if not np.isfinite(answer["outputs"][0]["data"]).all():
+            raise OSError("the answer is not finite")
+        return str(answer["model_version"])
+
+
+@pytest.fixture
+def station(tmp_path, release_key) -> Iterator[ModelStation]:
+    station = ModelStation(tmp_path, release_key, capture=True)
+    yield station
+    station.close()
+
+
+@pytest.fixture
+def run_agent(station: ModelStation) -> Iterator:
+    """Starts ``edgeops-agent run`` on the station's data; its broker is nowhere."""
+    started: list[subprocess.Popen] = []
+
+    def run() -> subprocess.Popen:
+        station.write_identity()
+        config = station.directory / "agent.toml"
+        config.write_text(f'data = "{station.data}"\nlisten = "127.0.0.1:0"\nlog_level = "warning"\n')
+        started.append(subprocess.Popen([sys.executable, "-m", "edgeops_runtime", "run", "--config", str(config)]))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def serves(station: ModelStation) -> str | None:
+    try:
+        station.address = (station.data / "address").read_text().strip()
+        return station.answer()
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only its entry is left because nobody collects orphans here."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_real_models_are_installed_upgraded_and_refused_under_load(station, make_bundle):
+    station.start()
+    station.install(make_bundle("1.0.0"))
+    trial = Trial(shadow_requests=8, min_agreement=0.9, probation_requests=5, probation_s=0.3, max_latency_ratio=50)
+    with Hammer(station) as hammer:
+        station.desire(station.target(None, rollout=make_bundle("1.1.0"), trial=trial))
+        station.wait_for("1.1.0", "committed", within_s=40)
+        for version, fault in (("1.2.0", "nan"), ("1.3.0", "raises")):
+            station.desire(station.target(None, rollout=make_bundle(version, fault), trial=trial))
+            end = station.wait_for(version, "rolled_back", within_s=40)
+            assert end.reason_class.value == "defect"
+            assert end.figures == {}  # It never came near a live request, nor a copy of one.
+        wrong = make_bundle("1.4.0", "wrong", hidden=True)
+        station.desire(station.target(None, rollout=wrong, trial=trial))
+        with_hidden_fault = station.wait_for("1.4.0", "committed", within_s=40)
+    assert hammer.failures == []
+    assert with_hidden_fault.figures["agreement"] == 1.0  # Nobody sent a bright image, so nobody could know.
+    station.stop()
+    assert sum(record.requests for record in station.telemetry()) == len(hammer.answers)
+    assert sum(record.profile.rows for record in station.telemetry() if record.profile) == len(hammer.answers)
+
+
+def test_fault_that_only_live_images_show_is_found_in_probation(station, make_bundle):
+    station.start()
+    station.install(make_bundle("1.0.0"))
+    trial = Trial(shadow_requests=0, probation_requests=50, probation_s=60, deadline_s=120)
+    station.desire(station.target(None, rollout=make_bundle("1.1.0", "nan", hidden=True), trial=trial))
+    station.wait_for("1.1.0", "probation")
+    eventually(lambda: station.answer() == "1.1.0")
+    with pytest.raises(OSError, match=r"500|not finite"):
+        station.answer(top=1.0)
+    assert "not finite" in station.wait_for("1.1.0", "rolled_back").reason
+    eventually(lambda: station.answer(top=1.0) == "1.0.0")
+
+
+def test_killed_agent_takes_its_worker_with_it_and_serves_again_once_it_is_back(station, make_bundle, run_agent):
+    station.start()
+    station.install(make_bundle("1.0.0"))
+    station.stop()
+    process = run_agent()
+    eventually(lambda: serves(station) == "1.0.0")
+    address = station.address
+    for _ in range(3):
+        (worker,) = children(process.pid)
+        process.kill()
+        process.wait()
+        process = run_agent()
+        eventually(lambda: serves(station) == "1.0.0")
+        assert station.address == address
+        assert has_ended(worker)
+        assert SlotStore(station.data).slots.current.version == "1.0.0"
+    (worker,) = children(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: serves(station) == "1.0.0")
+    (worker,) = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
+    assert has_ended(worker)
+
+
+def test_agent_process_loads_no_engine_and_no_numpy(station, tmp_path):
+    station.write_identity()
+    program = """
+import sys, threading
+from edgeops_runtime.__main__ import _link
+from edgeops_runtime.agent import Agent
+from edgeops_runtime.config import Config
+from edgeops_runtime.identity import load_identity
+from pathlib import Path
+config = Config(data=sys.argv[1], listen="127.0.0.1:0")
+identity = load_identity(Path(sys.argv[1]))
+agent = Agent(config, identity, _link(identity))
+threading.Timer(0.5, agent.stop).start()
+agent.run()
+heavy = {"numpy", "torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "edgeops_fleet", "edgeops_converters"}
+print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(station.data)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,50 @@
+"""agent.toml: what is wrong is named."""
+
+import pytest
+
+from edgeops.errors import ConfigError
+from edgeops_runtime.config import load_config, parse_listen
+
+
+def test_settings_are_read(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text('data = "d"\nlisten = "unix:/run/x.sock"\nengines = ["litert"]\n[attributes]\nsite = "north"\n')
+    config = load_config(path)
+    assert (config.engines, config.attributes, config.telemetry_window_s) == (("litert",), {"site": "north"}, 60.0)
+    assert config.capture is False
+    assert config.directory.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('data = "d"\nlissten = "x"', "lissten"),
+        ("", "data"),
+        ('data = "d"\nthreads = 0', "threads"),
+        ('data = "d"\nthreads = "two"', "threads"),
+        ('data = "d"\nlisten = "nowhere"', "listen"),
+        ('data = "d"\nlisten = "127.0.0.1:99999"', "listen"),
+        ('data = "d"\ntelemetry_window_s = 0', "telemetry_window_s"),
+        ('data = "d"\noutbox_bytes = 5', "outbox_bytes"),
+        ('data = "d"\nlog_level = "loud"', "log_level"),
+        ('data = "d"\nmodel = "a/b"', "model"),
+        ("data = ", "TOML|line|Invalid"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file(tmp_path, text, words):
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words) as raised:
+        load_config(path)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.toml"):
+        load_config(tmp_path / "nothing.toml")
+
+
+def test_listen_addresses():
+    assert parse_listen("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert parse_listen("[::1]:80") == ("::1", 80)
+    assert str(parse_listen("unix:/run/x")) == "/run/x"

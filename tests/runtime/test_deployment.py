@@ -1,0 +1,199 @@
+"""The state machine of one deployment, without anything around it."""
+
+import pytest
+
+from edgeops.messages import DeploymentState, ReasonClass, Trial
+from edgeops_runtime.deployment import (
+    LATENCY_SLACK_MS,
+    QUIET_FACTOR,
+    RECENT_WAIT_S,
+    STEP_TIMEOUT_S,
+    Action,
+    Died,
+    Fetched,
+    FetchEnded,
+    Figures,
+    GoldenDone,
+    Impossible,
+    Ready,
+    RecentDone,
+    ShadowDone,
+    Step,
+    Switched,
+    Tick,
+    Withdrawn,
+    offer,
+    step,
+)
+from edgeops_runtime.slots import Candidate
+
+TRIAL = Trial(
+    shadow_requests=10, min_agreement=0.9, probation_requests=20, probation_s=5, max_error_rate=0.1, attempts=2
+)
+
+
+def begin(*, previous: str | None = "1.0.0", is_known: bool = False, trial: Trial = TRIAL, **fields):
+    candidate = Candidate(version="1.1.0", digest="sha256:b", trial=trial, **fields)
+    return offer(candidate, now=0.0, previous=previous, is_known=is_known)
+
+
+def shadow(**fields) -> ShadowDone:
+    usual = {"answered": 10, "failed": 0, "not_finite": 0, "agreement": 1.0, "latency_ms": 1.0, "incumbent_ms": 1.0}
+    return ShadowDone(**(usual | fields))
+
+
+def drive(*events, now: float = 1.0, **begun):
+    """Apply events one second apart; returns the deployment and all actions."""
+    deployment, actions = begin(**begun)
+    done = list(actions)
+    for event in events:
+        deployment, actions = step(deployment, event, now=now)
+        done += actions
+        now += 1
+    return deployment, done
+
+
+TO_GOLDEN = (Fetched("onnx", "onnxruntime"), Ready())
+TO_SHADOW = (*TO_GOLDEN, GoldenDone(passed=True), RecentDone(10))
+TO_PROBATION = (*TO_SHADOW, shadow(), Switched())
+
+
+def test_good_candidate_goes_all_the_way():
+    deployment, actions = drive(*TO_PROBATION, Figures(requests=5), Figures(requests=50), now=0)
+    assert deployment.state is DeploymentState.PROBATION
+    deployment, last = step(deployment, Figures(requests=50, latency_ms=1.0, incumbent_ms=1.0), now=20)
+    assert deployment.state is DeploymentState.COMMITTED
+    assert [*actions, *last] == [
+        Action.FETCH,
+        Action.START,
+        Action.ASK_GOLDEN,
+        Action.ASK_RECENT,
+        Action.ASK_SHADOW,
+        Action.SWITCH,
+        Action.WATCH,
+        Action.COMMIT,
+    ]
+    assert deployment.figures["agreement"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "reason_class"),
+    [
+        ((FetchEnded(ReasonClass.TRANSIENT, "404"),), DeploymentState.FAILED, ReasonClass.TRANSIENT),
+        ((FetchEnded(ReasonClass.ENVIRONMENT, "full"),), DeploymentState.FAILED, ReasonClass.ENVIRONMENT),
+        ((FetchEnded(ReasonClass.SECURITY, "digest"),), DeploymentState.REJECTED, ReasonClass.SECURITY),
+        ((FetchEnded(ReasonClass.INCOMPATIBLE, "engine"),), DeploymentState.REJECTED, ReasonClass.INCOMPATIBLE),
+        ((Withdrawn("removed"),), DeploymentState.SUPERSEDED, None),
+        ((*TO_SHADOW, Withdrawn("removed")), DeploymentState.SUPERSEDED, None),
+        ((*TO_PROBATION, Withdrawn("removed")), DeploymentState.ROLLED_BACK, ReasonClass.TRANSIENT),
+        ((TO_GOLDEN[0], Impossible("disk")), DeploymentState.FAILED, ReasonClass.ENVIRONMENT),
+        ((*TO_GOLDEN, GoldenDone(passed=False)), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+        ((*TO_SHADOW, shadow(failed=1)), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+        ((*TO_SHADOW, shadow(not_finite=1)), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+        ((*TO_SHADOW, shadow(agreement=0.89)), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+        ((*TO_SHADOW, shadow(latency_ms=20.0)), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+        ((TO_GOLDEN[0], Died("x"), Died("x")), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+        ((*TO_PROBATION, Died("x")), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+        ((*TO_PROBATION, Figures(requests=3, errors=3)), DeploymentState.ROLLED_BACK, ReasonClass.DEFECT),
+    ],
+)
+def test_bad_ends(events, state, reason_class):
+    deployment, actions = drive(*events)
+    assert (deployment.state, deployment.reason_class) == (state, reason_class)
+    assert actions[-1] is Action.DROP
+    assert deployment.step is Step.DONE
+    assert deployment.is_defect == (reason_class is ReasonClass.DEFECT)
+    # Nothing that comes afterwards changes it.
+    for event in (Ready(), Died("late"), Tick(), Withdrawn("late"), Figures(requests=100)):
+        assert step(deployment, event, now=1e6) == (deployment, ())
+
+
+def test_worker_that_dies_is_started_again_until_its_attempts_are_used_up():
+    deployment, actions = drive(TO_GOLDEN[0], Ready(), Died("SIGSEGV"))
+    assert (deployment.attempt, deployment.step) == (2, Step.START)
+    assert actions.count(Action.START) == 2
+
+
+def test_attempts_of_earlier_boots_count():
+    deployment, actions = begin(attempts=2)
+    assert deployment.is_defect
+    assert actions == (Action.DROP,)
+    deployment, actions = begin(attempts=1)
+    assert actions == (Action.FETCH,)
+
+
+def test_first_version_has_no_shadow():
+    _, actions = drive(*TO_GOLDEN, GoldenDone(passed=True), previous=None)
+    assert actions[-1] is Action.SWITCH
+
+
+def test_version_that_ran_here_before_is_not_held_to_what_the_newer_one_could_do():
+    deployment, actions = drive(*TO_GOLDEN, GoldenDone(passed=True), Switched(), is_known=True)
+    assert Action.ASK_RECENT not in actions
+    deployment, _ = step(deployment, Figures(requests=50, latency_ms=99.0, incumbent_ms=1.0), now=60)
+    assert deployment.state is DeploymentState.COMMITTED
+
+
+def test_incumbent_with_few_requests_is_waited_for_within_bounds():
+    deployment, actions = drive(*TO_GOLDEN, GoldenDone(passed=True), RecentDone(3))
+    assert actions[-1] is Action.ASK_RECENT_AGAIN
+    late = deployment.step_began + RECENT_WAIT_S
+    assert step(deployment, RecentDone(3), now=late)[1] == (Action.ASK_SHADOW,)
+    assert step(deployment, RecentDone(0), now=late)[1] == (Action.SWITCH,)
+
+
+def test_small_difference_of_latency_is_noise_whatever_the_ratio():
+    deployment, _ = drive(*TO_SHADOW, shadow(latency_ms=LATENCY_SLACK_MS, incumbent_ms=0.1))
+    assert deployment.step is Step.SWITCH
+
+
+def test_probation_without_traffic_ends_with_a_commit():
+    deployment, _ = drive(*TO_PROBATION)
+    began = deployment.step_began
+    assert step(deployment, Figures(), now=began + QUIET_FACTOR * TRIAL.probation_s - 1)[1] == ()
+    deployment, actions = step(deployment, Figures(requests=2), now=began + QUIET_FACTOR * TRIAL.probation_s)
+    assert actions == (Action.COMMIT,)
+    assert "2 requests" in deployment.reason
+
+
+def test_few_requests_with_a_bad_rate_are_not_committed_at_the_end_of_a_quiet_probation():
+    deployment, _ = drive(*TO_PROBATION)
+    late = deployment.step_began + QUIET_FACTOR * TRIAL.probation_s
+    assert step(deployment, Figures(requests=4, errors=2), now=late)[0].is_defect
+
+
+def test_slow_candidate_in_probation_is_rolled_back():
+    deployment, _ = drive(*TO_PROBATION)
+    late = deployment.step_began + TRIAL.probation_s
+    deployment, _ = step(deployment, Figures(requests=50, latency_ms=40.0, incumbent_ms=10.0), now=late)
+    assert deployment.is_defect
+    assert deployment.figures["p95_ms"] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [((), DeploymentState.EXPIRED), (TO_SHADOW, DeploymentState.EXPIRED), (TO_PROBATION, DeploymentState.ROLLED_BACK)],
+)
+def test_deadline_ends_it_at_every_step(events, state):
+    deployment, _ = drive(*events)
+    assert step(deployment, Tick(), now=TRIAL.deadline_s - 0.1)[0].step in {deployment.step, Step.START}
+    deployment, actions = step(deployment, Tick(), now=TRIAL.deadline_s)
+    assert (deployment.state, actions) == (state, (Action.DROP,))
+    assert not deployment.is_defect
+
+
+def test_deadline_counts_the_time_before_a_restart():
+    deployment, _ = begin(elapsed_s=TRIAL.deadline_s)
+    assert step(deployment, Tick(), now=0.0)[0].state is DeploymentState.EXPIRED
+
+
+def test_worker_that_hangs_counts_as_dead():
+    deployment, _ = drive(*TO_GOLDEN)
+    deployment, actions = step(deployment, Tick(), now=deployment.step_began + STEP_TIMEOUT_S)
+    assert (actions, deployment.attempt) == ((Action.START,), 2)
+
+
+def test_answer_to_a_question_of_an_earlier_step_is_ignored():
+    deployment, _ = drive(*TO_PROBATION)
+    for event in (Ready(), GoldenDone(passed=False), RecentDone(1), shadow(failed=3), Fetched("x", "y")):
+        assert step(deployment, event, now=9.0) == (deployment, ())

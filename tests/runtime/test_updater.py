@@ -1,0 +1,195 @@
+"""Bringing a bundle over real HTTP: resumed, verified, bounded, cancelled."""
+
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeops.bundle import Bundle, open_bundle
+from edgeops.messages import ReasonClass
+from edgeops.signing import SigningKey
+from edgeops_runtime.blobs import BlobStore
+from edgeops_runtime.downloads import HttpDownloader
+from edgeops_runtime.updater import Brought, NotBrought, Order, Pace, Updater
+
+sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
+
+from agent_parts import BlobServer, eventually, scripted_bundle
+
+
+@pytest.fixture
+def server() -> Iterator[BlobServer]:
+    server = BlobServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, release_key: SigningKey, server: BlobServer) -> Bundle:
+    made = scripted_bundle(tmp_path / "made", "1.0.0", release_key)
+    server.add(made)
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "device")
+
+
+def updater(
+    store: BlobStore, key: SigningKey, choose=lambda manifest: (manifest.variants[0], "onnxruntime")
+) -> Updater:
+    return Updater(
+        store,
+        HttpDownloader(timeout_s=5),
+        keys=[key.public],
+        choose=choose,
+        pace=Pace(backoff_s=0.01, max_backoff_s=0.02),
+        rng=random.Random(1),
+    )
+
+
+def bring(made: Updater, server: BlobServer, bundle: Bundle, *, cancelled: threading.Event | None = None, **fields):
+    order = {"model": "digits", "version": "1.0.0", "digest": bundle.digest, "url": f"{server.url}/blobs"} | fields
+    return made.bring(Order(**order), cancelled=cancelled or threading.Event())
+
+
+def golden(bundle: Bundle) -> str:
+    return bundle.manifest.files["golden.npz"].digest
+
+
+def test_bundle_is_brought_whole_and_verified(store, server, bundle, release_key):
+    made = updater(store, release_key)
+    result = bring(made, server, bundle)
+    assert result == Brought(variant="onnx", engine="onnxruntime", downloaded_bytes=result.downloaded_bytes)
+    here = open_bundle(store.bundle_path(bundle.digest), keys=[release_key.public])
+    assert here.manifest == bundle.manifest
+    asked = len(server.requests)
+    assert bring(made, server, bundle).downloaded_bytes == 0
+    assert len(server.requests) == asked
+
+
+def test_only_the_files_that_the_device_needs_are_fetched(store, server, bundle, release_key):
+    spare = bundle.manifest.files["model.onnx"].digest
+    made = updater(store, release_key)
+    assert isinstance(bring(made, server, bundle), Brought)
+    assert {digest for digest, _ in server.requests} == {bundle.digest, golden(bundle), spare}
+
+
+def test_download_that_breaks_off_goes_on_where_it_was(store, server, bundle, release_key):
+    server.break_after = 700
+    assert isinstance(bring(updater(store, release_key), server, bundle), Brought)
+    ranges = [wanted for digest, wanted in server.requests if digest == golden(bundle)]
+    assert ranges == [None, *(f"bytes={700 * number}-" for number in range(1, len(ranges)))]
+    assert len(ranges) > 3
+
+
+def test_bytes_are_kept_for_the_next_attempt(store, server, bundle, release_key, tmp_path):
+    server.break_after = 700
+    cancelled = threading.Event()
+    data = server.blobs[golden(bundle)]
+    store.partial(golden(bundle)).append(data[:2000], offset=0)
+    del server.blobs[golden(bundle)]
+    assert bring(updater(store, release_key), server, bundle, cancelled=cancelled).reason_class is ReasonClass.TRANSIENT
+    server.blobs[golden(bundle)] = data
+    server.requests.clear()
+    assert isinstance(bring(updater(BlobStore(tmp_path / "device"), release_key), server, bundle), Brought)
+    assert (golden(bundle), "bytes=2000-") in server.requests
+
+
+def test_server_that_ignores_the_range_is_read_from_the_start(store, server, bundle, release_key):
+    store.partial(golden(bundle)).append(b"some bytes", offset=0)
+    server.ignores_range = True
+    assert isinstance(bring(updater(store, release_key), server, bundle), Brought)
+
+
+def test_damaged_beginning_is_discarded_and_fetched_anew(store, server, bundle, release_key):
+    store.partial(golden(bundle)).append(b"\0" * 2000, offset=0)
+    assert isinstance(bring(updater(store, release_key), server, bundle), Brought)
+
+
+@pytest.mark.parametrize("lie", ["other bytes", "longer", "shorter"])
+def test_wrong_blob_is_refused_after_a_second_try(store, server, bundle, release_key, lie):
+    data = server.blobs[golden(bundle)]
+    server.blobs[golden(bundle)] = {"other bytes": b"\0" * len(data), "longer": data + b"x", "shorter": data[:-1]}[lie]
+    result = bring(updater(store, release_key), server, bundle)
+    assert isinstance(result, NotBrought)
+    assert result.reason_class is ReasonClass.SECURITY
+    assert golden(bundle) in result.reason
+    assert not store.has_bundle(bundle.digest)
+    assert store.partial(golden(bundle)).size_bytes in {0, len(data) - 1}
+
+
+def test_missing_blob_is_transient_after_some_tries(store, server, bundle, release_key):
+    del server.blobs[golden(bundle)]
+    result = bring(updater(store, release_key), server, bundle)
+    assert result.reason_class is ReasonClass.TRANSIENT
+    assert "404" in result.reason
+    assert len([digest for digest, _ in server.requests if digest == golden(bundle)]) > 2
+
+
+def test_server_that_is_away_is_transient(store, server, bundle, release_key):
+    result = bring(updater(store, release_key), server, bundle, url="http://127.0.0.1:9/blobs")
+    assert result.reason_class is ReasonClass.TRANSIENT
+
+
+@pytest.mark.parametrize("fields", [{"model": "faces"}, {"version": "2.0.0"}])
+def test_manifest_of_something_else_is_refused(store, server, bundle, release_key, fields):
+    result = bring(updater(store, release_key), server, bundle, **fields)
+    assert result.reason_class is ReasonClass.SECURITY
+    assert "digits 1.0.0" in result.reason
+
+
+def test_signature_of_somebody_else_is_refused(store, server, bundle):
+    result = bring(updater(store, SigningKey.generate()), server, bundle)
+    assert result.reason_class is ReasonClass.SECURITY
+    assert not store.has_bundle(bundle.digest)
+
+
+def test_device_that_cannot_run_it_fetches_the_manifest_only(store, server, bundle, release_key):
+    result = bring(updater(store, release_key, choose=lambda _: "needs a lion"), server, bundle)
+    assert result.reason_class is ReasonClass.INCOMPATIBLE
+    assert "lion" in result.reason
+    assert [digest for digest, _ in server.requests] == [bundle.digest]
+
+
+def test_full_disk_is_the_environments_fault(store, server, bundle, release_key, monkeypatch):
+    def full(*_args, **_named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edgeops_runtime.blobs.PartialBlob.append", full)
+    result = bring(updater(store, release_key), server, bundle)
+    assert result.reason_class is ReasonClass.ENVIRONMENT
+    assert "No space" in result.reason
+
+
+def test_bundle_that_was_damaged_on_the_device_is_fetched_anew(store, server, bundle, release_key):
+    made = updater(store, release_key)
+    bring(made, server, bundle)
+    path = store.bundle_path(bundle.digest) / "golden.npz"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    result = bring(made, server, bundle)
+    assert result.downloaded_bytes > 0
+    open_bundle(store.bundle_path(bundle.digest), keys=[release_key.public])
+
+
+def test_cancelled_download_ends_without_a_verdict(store, server, bundle, release_key):
+    del server.blobs[golden(bundle)]
+    cancelled, results = threading.Event(), []
+    made = Updater(
+        store,
+        HttpDownloader(),
+        keys=[release_key.public],
+        choose=lambda manifest: (manifest.variants[0], "onnxruntime"),
+        pace=Pace(backoff_s=600, max_backoff_s=600),
+        rng=random.Random(1),
+    )
+    thread = threading.Thread(target=lambda: results.append(bring(made, server, bundle, cancelled=cancelled)))
+    thread.start()
+    eventually(lambda: any(digest == golden(bundle) for digest, _ in server.requests))
+    cancelled.set()
+    thread.join(timeout=10)
+    assert results == [None]
