@@ -105,18 +105,26 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, release_key: SigningK
 
 @pytest.fixture(scope="session")
 def tflite_python() -> Path:
-    """The interpreter of an environment with tflite-runtime, which needs numpy<2; built once, in ``build/environments``."""
-    lock = ROOT / "requirements-device-tflite.lock"
-    environment = ROOT / "build" / "environments" / "device-tflite"
+    """The interpreter of an environment with the extra ``device-tflite`` only, which needs numpy<2."""
+    return _environment("device-tflite", ROOT / "requirements-device-tflite.lock")
+
+
+@pytest.fixture(scope="session")
+def device_python() -> Path:
+    """The interpreter of an environment with the extra ``device`` only."""
+    return _environment("device", ROOT / "requirements.lock")
+
+
+def _environment(extra: str, lock: Path) -> Path:
+    """Install one extra as a user would, at the versions of the lock file; built once, in ``build/environments``."""
+    environment = ROOT / "build" / "environments" / extra
     wanted = hashlib.sha256(lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
     python, stamp = environment / "bin" / "python", environment / "built-from"
     with _alone(environment.with_suffix(".lock")):
         if not stamp.exists() or stamp.read_text() != wanted:
             _run([sys.executable, "-m", "venv", "--clear", str(environment)])
-            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            _run([*pip, "--requirement", str(lock)])
-            _run([*pip, "hatchling", "editables"])
-            _run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+            install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            _run([*install, "--constraint", str(lock), "--editable", f"{ROOT}[{extra}]"])
             stamp.write_text(wanted)
     return python
 
