@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from edgeops.manifest import Interval
 from edgeops.signals import EVERYTHING, Reference, Signal, Statistic
 from edgeops_converters.charts import Row, bars, histogram, intervals
@@ -30,7 +28,12 @@ def render_page(report: Report, reference: Reference, labels: Sequence[str] = ()
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "interval": _interval, "kilobytes": _kilobytes}
+    environment.filters |= {
+        "svg": load("markupsafe").Markup,
+        "percent": _percent,
+        "interval": _interval,
+        "kilobytes": _kilobytes,
+    }
     page: str = environment.get_template("report.html").render(
         report=report,
         headline=_headline(report),
@@ -73,7 +76,7 @@ def _latency_row(variant: VariantReport) -> Row:
     return Row(variant.name, variant.latency_ms, f"{variant.latency_ms:.3f} ms{speedup}", _kind(variant))
 
 
-def _accuracy_chart(report: Report) -> Markup | None:
+def _accuracy_chart(report: Report) -> str | None:
     measured = [(variant.name, variant.accuracy, _kind(variant)) for variant in report.variants]
     rows = [
         Row(name, 100 * share.value, _interval(share), kind, low=100 * share.low, high=100 * share.high)
@@ -83,7 +86,7 @@ def _accuracy_chart(report: Report) -> Markup | None:
     return intervals(rows, unit=" %") if rows else None
 
 
-def _histogram(signal: Signal, labels: Sequence[str]) -> Markup:
+def _histogram(signal: Signal, labels: Sequence[str]) -> str:
     is_class = signal.statistic is Statistic.CLASS
     # The last bin is for what is not finite, which held-out data never is.
     counts = signal.counts[EVERYTHING][:-1]
