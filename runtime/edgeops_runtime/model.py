@@ -227,24 +227,19 @@ def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int)
     """Load one variant on one engine, and warm it up.
 
     Raises:
-        ManifestError: The golden vectors or the reference cannot be read.
+        ManifestError: The golden vectors or the reference cannot be read, or do not fit the model.
         EngineError: The engine cannot load or run it.
         MissingExtraError: The engine is not installed.
     """
     loaded = load_engine(engine)
     session = loaded.load(bundle.file(variant.file), variant, threads)
-    model = Model(
-        bundle,
-        variant,
-        session,
-        engine=engine,
-        engine_version=loaded.version,
-        reference=_read_reference(bundle),
-    )
+    reference = _read_reference(bundle)
     golden = read_golden(bundle)
     inputs = {spec.name: golden[f"input/{spec.name}"] for spec in bundle.manifest.inputs} if golden else None
-    warm_up(Pipeline(bundle.manifest, session), bundle.manifest, inputs)
-    return model
+    answer = warm_up(Pipeline(bundle.manifest, session), bundle.manifest, inputs)
+    if reference is not None and answer is not None:
+        _check_reference(bundle, reference, answer)
+    return Model(bundle, variant, session, engine=engine, engine_version=loaded.version, reference=reference)
 
 
 def read_golden(bundle: Bundle) -> Tensors | None:
@@ -312,6 +307,16 @@ def _read_reference(bundle: Bundle) -> Reference | None:
         return None
     path = bundle.file(bundle.manifest.reference)
     return decode_reference(path.read_bytes(), where=str(path))
+
+
+def _check_reference(bundle: Bundle, reference: Reference, answer: Answer) -> None:
+    """Count one answer into the reference's bins, so that a signal that does not fit is found now and not under way."""
+    profiler = Profiler(bundle.manifest, reference)
+    try:
+        profiler.add(answer.entered, answer.left, answer.rows)
+        profiler.count(profiler.take(everything=True))
+    except Exception as error:  # an index out of range, an axis that is not there: whatever numpy calls it
+        raise ManifestError(f"{bundle.path}: the drift reference does not fit the model: {error}") from error
 
 
 def _trim_heap() -> None:

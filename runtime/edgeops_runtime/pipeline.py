@@ -141,13 +141,16 @@ def is_finite(array: NDArray[Any]) -> bool:
     )
 
 
-def warm_up(pipeline: Pipeline, manifest: Manifest, golden: Tensors | None) -> None:
+def warm_up(pipeline: Pipeline, manifest: Manifest, golden: Tensors | None) -> Answer | None:
     """Answer one row, so that the first caller does not wait for what an engine does on its first run.
 
     Args:
         pipeline: What to warm up.
         manifest: Its inputs.
         golden: Golden inputs, rows first; ``None`` takes zeros.
+
+    Returns:
+        The answer; ``None`` when it was not finite. The engine works, and what it answers is judged by the golden test.
 
     Raises:
         EngineError: The engine fails on it, or the bundle's golden inputs do not fit its own manifest.
@@ -157,9 +160,9 @@ def warm_up(pipeline: Pipeline, manifest: Manifest, golden: Tensors | None) -> N
         for spec in manifest.inputs
     }
     try:
-        pipeline.answer(feeds)
+        return pipeline.answer(feeds)
     except NotFiniteError:
-        return  # The engine works; what it answers is judged by the golden test.
+        return None
     except TensorError as error:
         raise EngineError(f"{manifest.name} {manifest.version}: its own golden inputs do not fit: {error}") from error
 

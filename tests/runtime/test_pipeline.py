@@ -17,6 +17,7 @@ from edgeops.errors import (
     UntrustedError,
 )
 from edgeops.manifest import Normalize, Softmax
+from edgeops.signals import Reference, Signal, Statistic, encode_reference
 from edgeops.signing import SigningKey
 from edgeops.tensors import TensorSpec
 from edgeops_runtime.engines import ENGINES, available_engines
@@ -184,6 +185,16 @@ def test_a_damaged_bundle_is_refused_by_file(make_bundle, tmp_path):
         edgeops_runtime.load(copy.path)
     with pytest.raises(ManifestError, match="expected a bundle directory"):
         edgeops_runtime.load(tmp_path / "nowhere")
+
+
+def test_a_reference_that_does_not_fit_the_model_is_found_at_load(make_bundle, tmp_path):
+    bundle = make_bundle("1.0.0")
+    far = Signal(name="far", tensor="logits", statistic=Statistic.VALUE, index=99, edges=(0.0,), counts={"": (1, 1, 0)})
+    (tmp_path / "reference.json").write_bytes(encode_reference(Reference(rows=2, signals=(far,))))
+    files = {name: bundle.file(name) for name in bundle.manifest.files}
+    copy = write_bundle(tmp_path / "copy", bundle.manifest, files | {"reference.json": tmp_path / "reference.json"})
+    with pytest.raises(ManifestError, match="the drift reference does not fit the model: index 99"):
+        edgeops_runtime.load(copy.path)
 
 
 def test_a_bundle_without_the_files_of_other_variants_loads(small_bundle, tmp_path):

@@ -88,7 +88,7 @@ def choose_variant(
     Args:
         manifest: Its order is the order of preference, and so is the order of each variant's engines.
         engines: Installed engine → version.
-        cpu_flags: What the CPU can do, as Linux names it.
+        cpu_flags: What the CPU can do, as Linux names it; empty: unknown, and then every demand counts as met.
 
     Returns:
         Pairs of variant and engine name; empty when nothing can run.
@@ -101,7 +101,7 @@ def choose_variant(
         and engine in engines
         and ENGINES[engine].model_format == variant.format
         and is_at_least(engines[engine], lowest)
-        and set(variant.requires.cpu) <= set(cpu_flags)
+        and (not cpu_flags or set(variant.requires.cpu) <= set(cpu_flags))
     ]
 
 
