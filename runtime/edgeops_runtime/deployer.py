@@ -28,7 +28,7 @@ from edgeops_runtime.worker_process import WorkerProcess
 logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-_WATCH_S = 0.5
+_WATCH_S = 0.2
 _RECENT_PAUSE_S = 1.0
 
 

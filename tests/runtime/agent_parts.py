@@ -318,11 +318,12 @@ class Station:
     def answer(self) -> str:
         return urlopen(f"http://{self.agent.address}/", timeout=10).read().decode()
 
-    def install(self, bundle: Bundle) -> None:
-        """Have a version committed, with traffic so that it takes no longer than it must."""
+    def install(self, bundle: Bundle) -> int:
+        """Have a version committed, with traffic so that it takes no longer than it must; returns how many answers there were."""
         self.desire(self.target(None, rollout=bundle))
-        with Hammer(self):
+        with Hammer(self) as hammer:
             self.wait_for(bundle.manifest.version, "committed")
+        return len(hammer.answers)
 
 
 class Hammer(threading.Thread):

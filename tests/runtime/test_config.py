@@ -1,9 +1,11 @@
 """agent.toml: what is wrong is named."""
 
+from pathlib import Path
+
 import pytest
 
 from edgeops.errors import ConfigError
-from edgeops_runtime.config import load_config, parse_listen
+from edgeops_runtime.config import Config, load_config, parse_listen
 
 
 def test_settings_are_read(tmp_path):
@@ -48,3 +50,8 @@ def test_listen_addresses():
     assert parse_listen("127.0.0.1:0") == ("127.0.0.1", 0)
     assert parse_listen("[::1]:80") == ("::1", 80)
     assert str(parse_listen("unix:/run/x")) == "/run/x"
+
+
+def test_every_setting_is_in_the_guide():
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "device.md").read_text()
+    assert [key for key in Config.__struct_fields__ if f"`{key}`" not in guide] == []
