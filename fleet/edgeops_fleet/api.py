@@ -1,8 +1,8 @@
 """The REST API: HTTP in, calls of the server's parts, JSON out. No decision is made here but who may ask.
 
-Changing anything needs ``Authorization: Bearer <operator token>``. Reading is open to this machine; from elsewhere it needs the token
-too (a browser asks for it: any user name, the token as the password), unless the settings open it. A device's way in (enrolment), blobs
-(signed, and named by their digest) and the health check are open to all.
+Changing anything needs ``Authorization: Bearer <operator token>``. Reading is open to this machine; from elsewhere it needs the
+token too (a browser asks for it: any user name, the token as the password), unless the settings open it. A device's way in
+(enrolment), blobs (signed, and named by their digest) and the health check are open to all.
 """
 
 import asyncio
@@ -117,7 +117,8 @@ def create_app(services: Services, *, pages: Sequence[APIRouter] = ()) -> FastAP
     _add_device_routes(app, services)
     _add_bundle_routes(app, services)
     _add_rollout_routes(app, services)
-    _add_record_routes(app, services)
+    _add_log_routes(app, services)
+    _add_drift_routes(app, services)
     for page in pages:
         app.include_router(page)
     _describe_bodies(app)
@@ -290,7 +291,7 @@ def _add_rollout_routes(app: FastAPI, services: Services) -> None:
         return _json(services.rollouts.get(rollout))
 
 
-def _add_record_routes(app: FastAPI, services: Services) -> None:
+def _add_log_routes(app: FastAPI, services: Services) -> None:
     @app.get("/api/v1/log", tags=["records"], openapi_extra=_gives(LogEntry, key="log"))
     def log(
         after: int = 0, limit: Annotated[int, Query(ge=1, le=10_000)] = 500, rollout: str | None = None
@@ -309,54 +310,6 @@ def _add_record_routes(app: FastAPI, services: Services) -> None:
             headers={"Cache-Control": "no-store"},
         )
 
-    @app.get("/api/v1/drift", tags=["records"])
-    def drift(scope: str | None = None) -> Response:
-        """The detector's verdicts: the fleet first, then cohorts, then devices."""
-        views = [verdict_view(verdict) for verdict in services.watch.verdicts()]
-        return _json({"verdicts": [view for view in views if scope in {None, view["scope"]}]})
-
-    @app.get("/api/v1/samples", tags=["records"], openapi_extra=_gives(SampleView, key="samples"))
-    def list_samples(
-        labelled: bool | None = None,
-        model: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=100_000)] = 10_000,
-    ) -> Response:
-        """Samples, without their bytes, in the order in which they came."""
-        return _json({"samples": services.samples.all(labelled=labelled, model=model, limit=limit)})
-
-    @app.get("/api/v1/samples/{sample}/inputs", tags=["records"])
-    def sample_inputs(sample: str) -> Response:
-        """The tensors of a sample; ``data`` is base64 of little-endian, row-major bytes."""
-        return _json(services.samples.inputs(sample))
-
-    @app.post("/api/v1/labels", tags=["records"], openapi_extra=_takes(list[LabelRequest]))
-    def label(body: Annotated[list[LabelRequest], Depends(_body(list[LabelRequest]))]) -> Response:
-        """Say what samples show; all of them are taken, or none."""
-        return _json({"labelled": services.samples.label(body)})
-
-    @app.get("/api/v1/datasets/{dataset}", tags=["records"])
-    def dataset(dataset: str) -> Response:
-        """The manifest of a data set."""
-        return Response(services.samples.dataset(dataset), media_type="application/json")
-
-    @app.get("/api/v1/datasets/{dataset}/{name}", tags=["records"], response_class=StreamingResponse)
-    def dataset_file(dataset: str, name: str) -> Response:
-        """A file of a data set."""
-        return StreamingResponse(_file_chunks(services.samples.dataset_file(dataset, name)))
-
-    @app.get("/api/v1/retrains", tags=["records"], openapi_extra=_gives(RetrainView, key="retrains"))
-    def retrains(all: bool = False) -> Response:  # noqa: A002 - a query parameter
-        """Requests for retraining; with ``all``, also drifts that are still looked into or were found benign."""
-        return _json({"retrains": services.retraining.all(only_requested=not all)})
-
-    @app.get("/api/v1/retrains/{retrain}/event", tags=["records"])
-    def event(retrain: str) -> Response:
-        """The CloudEvent of a request for retraining."""
-        data = services.retraining.event(retrain)
-        if data is None:
-            raise NotFoundError(f"retraining {retrain!r}: no event")
-        return Response(data, media_type="application/cloudevents+json")
-
     @app.get("/healthz", tags=["records"])
     def health() -> Response:
         """Whether the server can do its work: the database answers, the broker is there."""
@@ -372,6 +325,56 @@ def _add_record_routes(app: FastAPI, services: Services) -> None:
             "ingest": counters,
         }
         return _json(body, status=200 if is_connected else 503)
+
+
+def _add_drift_routes(app: FastAPI, services: Services) -> None:
+    @app.get("/api/v1/drift", tags=["drift"])
+    def drift(scope: str | None = None) -> Response:
+        """The detector's verdicts: the fleet first, then cohorts, then devices."""
+        views = [verdict_view(verdict) for verdict in services.watch.verdicts()]
+        return _json({"verdicts": [view for view in views if scope in {None, view["scope"]}]})
+
+    @app.get("/api/v1/samples", tags=["drift"], openapi_extra=_gives(SampleView, key="samples"))
+    def list_samples(
+        labelled: bool | None = None,
+        model: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100_000)] = 10_000,
+    ) -> Response:
+        """Samples, without their bytes, in the order in which they came."""
+        return _json({"samples": services.samples.all(labelled=labelled, model=model, limit=limit)})
+
+    @app.get("/api/v1/samples/{sample}/inputs", tags=["drift"])
+    def sample_inputs(sample: str) -> Response:
+        """The tensors of a sample; ``data`` is base64 of little-endian, row-major bytes."""
+        return _json(services.samples.inputs(sample))
+
+    @app.post("/api/v1/labels", tags=["drift"], openapi_extra=_takes(list[LabelRequest]))
+    def label(body: Annotated[list[LabelRequest], Depends(_body(list[LabelRequest]))]) -> Response:
+        """Say what samples show; all of them are taken, or none."""
+        return _json({"labelled": services.samples.label(body)})
+
+    @app.get("/api/v1/datasets/{dataset}", tags=["drift"])
+    def dataset(dataset: str) -> Response:
+        """The manifest of a data set."""
+        return Response(services.samples.dataset(dataset), media_type="application/json")
+
+    @app.get("/api/v1/datasets/{dataset}/{name}", tags=["drift"], response_class=StreamingResponse)
+    def dataset_file(dataset: str, name: str) -> Response:
+        """A file of a data set."""
+        return StreamingResponse(_file_chunks(services.samples.dataset_file(dataset, name)))
+
+    @app.get("/api/v1/retrains", tags=["drift"], openapi_extra=_gives(RetrainView, key="retrains"))
+    def retrains(*, everything: Annotated[bool, Query(alias="all")] = False) -> Response:
+        """Requests for retraining; with ``all``, also drifts that are still looked into or were found benign."""
+        return _json({"retrains": services.retraining.all(only_requested=not everything)})
+
+    @app.get("/api/v1/retrains/{retrain}/event", tags=["drift"])
+    def event(retrain: str) -> Response:
+        """The CloudEvent of a request for retraining."""
+        data = services.retraining.event(retrain)
+        if data is None:
+            raise NotFoundError(f"retraining {retrain!r}: no event")
+        return Response(data, media_type="application/cloudevents+json")
 
 
 def _body(kind: Any) -> Callable[[Request], Awaitable[Any]]:  # noqa: ANN401 - a type

@@ -1,4 +1,4 @@
-"""The embedded MQTT broker: rumqttd from the iotcore wheel, in a child process that ends with us, and is started again when it dies.
+"""The embedded MQTT broker: rumqttd from the iotcore wheel, in a child process that ends with us and is restarted when it dies.
 
 It keeps nothing over a restart; whoever connects to it publishes retained messages anew.
 """

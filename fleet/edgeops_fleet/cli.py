@@ -116,7 +116,7 @@ def up_command(config: Path | None, **options: Any) -> None:  # noqa: ANN401 - o
 @click.option("--ttl", "ttl_s", default=3600.0, show_default=True, help="Valid for so many seconds.")
 @_server_options
 def token_command(
-    client: Client, terminal: Terminal, group: str, attributes: tuple[str, ...], uses: int, ttl_s: float
+    client: Client, terminal: Terminal, *, group: str, attributes: tuple[str, ...], uses: int, ttl_s: float
 ) -> None:
     """Make a one-time token for new devices."""
     body = {

@@ -1,7 +1,7 @@
-"""The controller: looks at every active rollout, lets :mod:`edgeops_fleet.rollout` decide, writes the decision, publishes what changed.
+"""The controller: looks at every active rollout, lets :mod:`edgeops_fleet.rollout` decide, writes it, publishes what changed.
 
-It keeps nothing: after a kill at any point, the next start reads the rows and goes on. Documents are signed in the transaction that
-decided, and published afterwards until the broker has them.
+It keeps nothing: after a kill at any point, the next start reads the rows and goes on. Documents are signed in the transaction
+that decided, and published afterwards until the broker has them.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from edgeops.errors import ConflictError, EdgeOpsError, LinkError
+from edgeops.errors import ConflictError, LinkError
 from edgeops.latency import Buckets, merge_buckets
 from edgeops.link import Link
 from edgeops.topics import Topics
@@ -172,7 +172,7 @@ class Controller:
                 self.step()
                 for duty in self._duties:
                     duty()
-            except EdgeOpsError:
+            except Exception:  # a loop that ended would strand every rollout
                 logger.exception("controller: this look failed; the next one tries again")
             self._wake.wait(self._tick_s)
 

@@ -1,4 +1,4 @@
-"""Desired documents: what each group, and each pinned device, is told; signed by the director's key, kept until they are published.
+"""Desired documents: what each group and each pinned device is told; signed by the director's key, kept until published.
 
 A document is issued anew, with the next generation, only when what it wants has changed or half of its validity is over. It is
 written in the transaction that changed it, and published afterwards; one that was not published is found again after a crash.

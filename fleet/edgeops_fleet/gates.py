@@ -1,9 +1,9 @@
 """Whether a wave is good, bad, or not known yet: sequential stop tests, a pass test, and a comparison of live figures.
 
-Pure: counts in, a result with its reason out. Which devices are counted, and when the question is asked, is :mod:`edgeops_fleet.rollout`'s.
+Pure: counts in, a result with its reason out. Which devices are counted, and when it is asked, is :mod:`edgeops_fleet.rollout`'s.
 
-The *stop* test may be looked at after every report without inflating false alarms, because it is a test martingale. The *pass* test
-is an exact upper bound on the failure rate. Between them lies the third answer, *inconclusive*: more data, or a person.
+The *stop* test may be looked at after every report without inflating false alarms, because it is a test martingale. The *pass*
+test is an exact upper bound on the failure rate. Between them lies the third answer, *inconclusive*: more data, or a person.
 """
 
 import math
@@ -43,13 +43,13 @@ class GatePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         confidence: Of the pass test's bound.
         stop_p0: Failure rate that is fine; the stop test's null hypothesis. ``stop_p1``: one that is bad.
         stop_alpha: Chance of a false stop, over all looks together.
-        defect_p0: The same for defects (crashes, failed self-tests), which a good model has hardly ever. With these figures, one
-            defect among the first sixteen devices stops; so do two among sixty. Likewise ``defect_p1``, ``defect_alpha``.
+        defect_p0: The same for defects (crashes, failed self-tests), which a good model has hardly ever. With these figures,
+            one defect among the first sixteen devices stops; so do two among sixty. Likewise ``defect_p1``, ``defect_alpha``.
         when_unproven: What a wave too small to prove the limit does.
         compare_metrics: Whether error rate and latency of updated devices are held against the others.
         min_requests: Fewer requests than this say nothing.
         max_error_increase: How much higher the error rate of updated devices may be, as a share of requests.
-        max_latency_ratio: How much higher their p95 latency may be, as a ratio; differences below ``latency_slack_ms`` do not count.
+        max_latency_ratio: How much higher their p95 latency may be, as a ratio; ``latency_slack_ms`` more do not count.
     """
 
     max_failure_rate: float = 0.05
@@ -122,7 +122,7 @@ class Figures:
 def e_value(failures: int, successes: int, *, p0: float, p1: float) -> float:
     """The evidence against a failure rate of at most ``p0``: the test martingale that bets on ``p1``.
 
-    Under the null hypothesis its expectation never exceeds 1 whenever one looks, so it reaches 1/α with a probability of at most α
+    Under the null hypothesis its expectation never exceeds 1 whenever one looks, so it reaches 1/α with probability at most α
     (Ville, 1939; Ramdas et al., "Game-theoretic statistics and safe anytime-valid inference", 2023).
 
     >>> round(e_value(3, 2, p0=0.02, p1=0.10), 1)

@@ -1,7 +1,7 @@
 """What devices send: from the broker into the database, each record once, acknowledged when it is on disk.
 
-The link's thread only puts messages into a queue; one writer takes all that wait, commits them together, and then tells each device
-how far its streams are stored. What cannot be decoded, and what comes from strangers, is logged and counted.
+The link's thread only puts messages into a queue; one writer takes all that wait, commits them together, and then tells each
+device how far its streams are stored. What cannot be decoded, and what comes from strangers, is logged and counted.
 """
 
 import logging
@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import sqlalchemy as sa
@@ -48,6 +48,8 @@ _BATCH = 500
 _GATHER_S = 0.02
 """How long the writer waits for company before it commits, in seconds."""
 _RETRY_S = 1.0
+_AFTERLIFE_S = 5.0
+"""Records that come so soon after a death were sent before it."""
 _MAX_AHEAD = 10_000
 """More separate ranges ahead of a stream's mark than this are not kept; the device sends them again."""
 
@@ -132,9 +134,12 @@ class Ingest:
             batch = self._gather()
             if batch is None:
                 return
-            messages = [message for received in batch if (message := self._decode(received)) is not None]
-            if messages:
-                self._store_all(messages)
+            try:
+                messages = [message for received in batch if (message := self._decode(received)) is not None]
+                if messages:
+                    self._store_all(messages)
+            except Exception:  # not acknowledged, so the devices send it again; a writer that ended would lose it all
+                logger.exception("ingest: a group of %d messages failed", len(batch))
 
     def _gather(self) -> list[Received] | None:
         """The next messages, as many as wait; ``None`` at the end."""
@@ -166,7 +171,7 @@ class Ingest:
             else:
                 content = decode_record(received.payload, where=received.topic)
             if isinstance(content, Birth | Death) and content.device != device:
-                raise MessageError(f"{received.topic}: says that it is of device {content.device!r}")
+                _refuse(f"{received.topic}: says that it is of device {content.device!r}")
             if isinstance(content, Record):
                 _check_record(content, where=received.topic)
         except MessageError as error:
@@ -252,7 +257,7 @@ class Ingest:
                     self._store.note(connection, "device.offline", f"{device} is gone", actor=device, device=device)
             case _:
                 mark = self._mark(connection, (device, content.epoch, content.stream), batch)
-                self._apply_record(connection, device, content, mark, batch, attributes, now=now)
+                self._apply_record(connection, device, content, mark, batch, attributes=attributes, now=now)
 
     def _apply_birth(self, connection: sa.Connection, birth: Birth, batch: _Batch, *, now: float) -> None:
         was_online = connection.execute(sa.select(devices.c.online).where(devices.c.id == birth.device)).scalar()
@@ -277,8 +282,8 @@ class Ingest:
         record: StoredRecord,
         mark: Stored,
         batch: _Batch,
-        attributes: dict[str, Attribute],
         *,
+        attributes: dict[str, Attribute],
         now: float,
     ) -> None:
         key = (device, record.epoch, record.stream)
@@ -292,7 +297,7 @@ class Ingest:
         if len(after.ahead) > _MAX_AHEAD:
             return
         is_latest = record.sequence > (mark.ahead[-1][1] if mark.ahead else mark.contiguous)
-        self._insert(connection, device, record, batch, attributes, is_latest=is_latest, now=now)
+        self._insert(connection, device, record, batch, attributes=attributes, is_latest=is_latest, now=now)
         batch.marks[key] = after
         batch.records += 1
 
@@ -302,8 +307,8 @@ class Ingest:
         device: str,
         record: StoredRecord,
         batch: _Batch,
-        attributes: dict[str, Attribute],
         *,
+        attributes: dict[str, Attribute],
         is_latest: bool,
         now: float,
     ) -> None:
@@ -328,7 +333,7 @@ class Ingest:
                 self._insert_event(connection, device, record, now=now)
                 kind = f"device.{record.kind}"
                 self._store.note(connection, kind, f"{device}: {record.text}", actor=device, device=device)
-        connection.execute(devices.update().where(devices.c.id == device).values(last_seen=now))
+        _mark_seen(connection, device, now=now)
 
     @staticmethod
     def _insert_event(connection: sa.Connection, device: str, record: StoredRecord, *, now: float) -> None:
@@ -397,6 +402,10 @@ def replay_windows(store: Store, observe: Callable[[WindowObservation], object])
     return count
 
 
+def _refuse(reason: str) -> NoReturn:
+    raise MessageError(reason)
+
+
 def _check_record(record: Record, *, where: str) -> None:
     """Refuse sequences that make no sense, before they reach the marks."""
     first = record.first if isinstance(record, Gap) else record.sequence
@@ -409,6 +418,13 @@ def _check_record(record: Record, *, where: str) -> None:
 def _known_devices(connection: sa.Connection, names: set[str]) -> dict[str, dict[str, Attribute]]:
     query = sa.select(devices.c.id, devices.c.attributes).where(devices.c.id.in_(names))
     return {row.id: row.attributes for row in connection.execute(query)}
+
+
+def _mark_seen(connection: sa.Connection, device: str, *, now: float) -> None:
+    """Note that something came. A device that sends is there, even if its birth was lost."""
+    was_gone = sa.and_(devices.c.id == device, sa.not_(devices.c.online), devices.c.last_seen < now - _AFTERLIFE_S)
+    connection.execute(devices.update().where(was_gone).values(online=True))
+    connection.execute(devices.update().where(devices.c.id == device).values(last_seen=now))
 
 
 def _insert_window(connection: sa.Connection, device: str, record: Telemetry, *, now: float) -> None:

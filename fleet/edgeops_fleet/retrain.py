@@ -1,7 +1,7 @@
-"""From drift to one request for retraining: collect samples, wait for labels, judge the harm, write a data set, tell who retrains.
+"""From drift to one request for retraining: collect samples, wait for labels, judge the harm, write a data set, tell the trainer.
 
-Each cause (a cohort that drifts on one version) is one row, moved on *before* each act, so that a kill at any time never makes two
-requests of one. What is drift is decided in :mod:`edgeops_fleet.drift`, what is harm in :mod:`edgeops_fleet.harm`.
+Each cause (a cohort that drifts on one version) is one row, moved on *before* each act, so that a kill at any time never makes
+two requests of one. What is drift is decided in :mod:`edgeops_fleet.drift`, what is harm in :mod:`edgeops_fleet.harm`.
 
 ::
 

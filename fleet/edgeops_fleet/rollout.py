@@ -1,6 +1,6 @@
 """What a rollout does next: its states, what is known of its devices, the time → decisions.
 
-Pure; reading devices, writing rows and publishing is :mod:`edgeops_fleet.controller`'s, the tests are :mod:`edgeops_fleet.gates`'s.
+Pure; reading devices, writing and publishing is :mod:`edgeops_fleet.controller`'s, the tests are :mod:`edgeops_fleet.gates`'s.
 
 ::
 
@@ -91,13 +91,14 @@ class RolloutSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What a person orders.
 
     Attributes:
-        where: Predicate on attributes (:mod:`edgeops.selection`); empty for the whole group. Completion makes the version that of the
-            whole group, so where devices are left out, a person is asked after the last wave.
+        where: Predicate on attributes (:mod:`edgeops.selection`); empty for the whole group. Completion makes the version that of
+            the whole group, so where devices are left out, a person is asked after the last wave.
         waves: Each counts from the beginning; the last one is everybody.
         soak_s: Shortest time of a wave after its devices have finished, in seconds.
         extensions: How often the soak is repeated while the gate is inconclusive and more data can come.
         offer_timeout_s: Devices that are online and have not begun after this many seconds are left out of the wave's account.
-        silence_s: A device that began and reports nothing for this long counts as failed; ``None``: its trial's deadline and a minute.
+        silence_s: A device that began and reports nothing for this long counts as failed; ``None``: its trial's deadline and
+            a minute.
         rollback_timeout_s: Longest wait for devices to confirm that they are back, in seconds.
         spread_s: Starts of a wave are spread over this many seconds.
         not_before: Unix time in seconds; no device starts earlier.

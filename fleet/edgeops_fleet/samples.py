@@ -1,7 +1,7 @@
 """Samples that devices sent for labelling, the labels that people gave, and data sets made of both.
 
-A data set is a folder with ``samples.npz`` (the inputs by name, and ``labels``, as the converter reads them) and ``manifest.json``; it
-appears whole or not at all, and is never changed.
+A data set is a folder with ``samples.npz`` (the inputs by name, and ``labels``, as the converter reads them) and
+``manifest.json``; it appears whole or not at all, and is never changed.
 """
 
 import io

@@ -83,8 +83,8 @@ class Settings(_Section, frozen=True, kw_only=True):
         broker: ``embedded``, or ``mqtt://host:port`` (``mqtt://user:password@host:port``).
         mqtt_port: Of the embedded broker; 0 as above.
         mqtt_host: Address that the embedded broker binds to.
-        advertise: Host name that devices are told for HTTP and the embedded broker; empty: the address listened on, or, where that is
-            every interface, the one by which the device came.
+        advertise: Host name that devices are told for HTTP and the embedded broker; empty: the address listened on, or, where
+            that is every interface, the one by which the device came.
         blobs: A URL for obstore; empty: the folder ``blobs`` in ``data``.
         release_keys: Public keys (base64), one of which must have signed a bundle; empty: a development key in ``data`` is made.
         max_bundle_bytes: Larger uploads are refused.

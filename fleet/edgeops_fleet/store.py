@@ -1,7 +1,7 @@
 """The database: connections, transactions, one writer at a time, and the log that every act writes to.
 
-What is in the tables is the business of the modules named after it. Readers see the last commit and never wait; writers take turns,
-so SQLite never answers "database is locked".
+What is in the tables is the business of the modules named after it. Readers see the last commit and never wait; writers take
+turns, so SQLite never answers "database is locked".
 """
 
 import contextlib

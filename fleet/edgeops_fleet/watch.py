@@ -1,4 +1,4 @@
-"""The drift monitor at work: fed by the ingest, rebuilt from stored windows at the start, asked by the API and the retraining policy.
+"""The drift monitor at work: fed by the ingest, rebuilt from stored windows, asked by the API and the retraining policy.
 
 What is drift and what is not is decided in :mod:`edgeops_fleet.drift`.
 """
@@ -73,6 +73,5 @@ def verdict_view(verdict: Verdict) -> dict[str, Any]:
         attribute=verdict.scope.attribute,
         name=verdict.scope.name,
         signal=verdict.signal,
-        windows_to_detect=verdict.windows_to_detection,
     )
     return view

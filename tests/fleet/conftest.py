@@ -11,7 +11,7 @@ from edgeops.signing import SigningKey
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and these modules are only for its tests.
 
-from fleet_rig import Rig  # noqa: E402 - found by the line above
+from fleet_rig import Rig
 
 
 @pytest.fixture

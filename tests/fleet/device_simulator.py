@@ -1,5 +1,6 @@
 """A device without an engine: speaks the project's own messages over a link, and does what a script says with each version."""
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -197,10 +198,8 @@ class DeviceSimulator:
         self._try_publish(self._topics.upstream(self.name, kind), encode_record(record))
 
     def _try_publish(self, topic: str, payload: bytes) -> None:
-        try:
+        with contextlib.suppress(LinkError):
             self.link.publish(topic, payload)
-        except LinkError:
-            pass
 
     def _acknowledged(self, message: Received) -> None:
         ack = decode_json(message.payload, Ack, where=message.topic)
