@@ -160,17 +160,17 @@ def test_windows_count_every_request_once(make_bundle, start_worker, client):
     worker.ask(Serve())
     windows = []
     for turn in range(3):
-        for row in images(40, seed=turn):
+        for row in images(100, seed=turn):
             assert client.infer(row[None])[0] == 200
         assert client.infer(images(70, seed=turn))[0] == 200
         assert client.infer(images(1, brightness=2.0))[0] == 500
         assert client.infer(images(1)[:, :, :3])[0] == 400
         windows.append(worker.ask(Window()))
     for window in windows:
-        assert (window.requests, window.rows, window.errors, window.not_finite) == (42, 110, 1, 1)
-        assert sum(window.latency.values()) == 42
-        assert window.profile.rows == 110
-        assert all(sum(counts) == 110 for counts in window.profile.counts.values())
+        assert (window.requests, window.rows, window.errors, window.not_finite) == (102, 170, 1, 1)
+        assert sum(window.latency.values()) == 102
+        assert window.profile.rows == 170
+        assert all(sum(counts) == 170 for counts in window.profile.counts.values())
         assert window.end >= window.start
         assert window.rss_bytes > 1 << 20
     assert [later.start for later in windows[1:]] == [earlier.end for earlier in windows[:-1]]
