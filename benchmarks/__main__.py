@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +24,7 @@ PARTS = {"conversion": conversion.measure, "serving": serving.measure, "device":
 @click.option("--rounds", type=click.IntRange(50), default=2000, show_default=True, help="Calls of each candidate.")
 def main(only: tuple[str, ...], json_file: Path | None, rounds: int) -> None:
     """Measure, and print what was measured."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=160)
     machine = describe_machine()
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
     subject: Subject = prepare(Path("build/benchmarks").absolute())
