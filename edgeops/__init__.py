@@ -4,8 +4,6 @@ The device (:mod:`edgeops_runtime`), the workstation (:mod:`edgeops_converters`)
 this package and never each other.
 """
 
-from importlib.metadata import version
-
-__version__ = version("edgeops")
+__version__ = "0.1.0"
 
 __all__ = ["__version__"]
