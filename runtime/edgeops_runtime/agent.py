@@ -181,13 +181,14 @@ class Agent:
             self._pump_at: Timer | None = None
             self._override_session = 0
             self._birth_due = False
-            self._is_stopping = False
+            self._is_stopping = self._is_leaving = False
             self._held = held.pop_all()
 
     def run(self) -> None:
         """Live until :meth:`stop`; then drain the workers, say goodbye and return."""
         if self._store.damaged:
             self._notice("slots-damaged", f"{self._store.damaged} of the two files could not be read")
+        self._deployer.tell_end()
         if self._store.slots.candidate is not None:
             self._deployer.offer(self._store.slots.candidate)
         self._subscribe()
@@ -264,6 +265,7 @@ class Agent:
         if self._outbox.acknowledge(ack.epoch, ack.sequences):
             self._sender.acknowledged()
             self._pump_soon()
+            self._leave_when_heard()
 
     def _command_came(self, message: Received) -> None:
         try:
@@ -324,6 +326,7 @@ class Agent:
         goes_on = decision.verdict in {Verdict.DEPLOY, Verdict.HOLD}
         if active is not None and not (goes_on and active.digest == decision.digest):
             self._deployer.withdraw(f"superseded: {decision.version or 'nothing'}: {decision.reason}")
+            self._retries.pop(active.digest, None)  # It did not fail, so it need not wait when it is wanted again.
         match decision.verdict:
             case Verdict.DEPLOY:
                 self._deploy(decision, url=url, generation=generation)
@@ -579,10 +582,14 @@ class Agent:
 
     def _drained(self) -> None:
         self._report()
+        self._is_leaving = True
         self._pump()
-        self._loop.call_later(
-            _LAST_WORDS_S if self._link.connected and any(self._outbox.counts().values()) else 0, self._loop.stop
-        )
+        self._loop.call_later(_LAST_WORDS_S if self._link.connected else 0, self._loop.stop)
+        self._leave_when_heard()
+
+    def _leave_when_heard(self) -> None:
+        if self._is_leaving and not any(self._outbox.counts().values()):
+            self._loop.stop()
 
     def _close(self) -> None:
         self._outbox.close()

@@ -4,6 +4,7 @@ Which version is to be deployed is decided in :mod:`edgeops_runtime.admission`; 
 :mod:`edgeops_runtime.incumbent`.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from edgeops_runtime.deployment import Action, Deployment, Event, Step
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal
 from edgeops_runtime.loop import Loop, Timer
-from edgeops_runtime.slots import Candidate, Slot, SlotStore
+from edgeops_runtime.slots import Candidate, Slot, Slots, SlotStore
 from edgeops_runtime.telemetry import LiveFigures, Windows
 from edgeops_runtime.updater import Brought, NotBrought, Order, Updater
 from edgeops_runtime.worker_process import WorkerProcess
@@ -118,6 +119,13 @@ class Deployer:
         self._deployment = offered
         self._tick()
         self._carry_out(actions)
+
+    def tell_end(self) -> None:
+        """After a restart: the end of a deployment may be in the slots and not yet in the outbox; better twice than never."""
+        if self._store.slots.unreported:
+            with contextlib.suppress(msgspec.DecodeError):
+                self._tell(msgspec.json.decode(self._store.slots.unreported, type=Deployment))
+            self._all_is_told()
 
     def withdraw(self, reason: str) -> None:
         """It is no longer wanted."""
@@ -311,7 +319,7 @@ class Deployer:
     def _commit(self, committed: Deployment) -> None:
         process = self._process
         try:
-            self._store.save(self._store.slots.committed())
+            self._store.save(_with_end(self._store.slots.committed(), committed))
         except OSError as error:
             failed = msgspec.structs.replace(
                 committed,
@@ -338,9 +346,8 @@ class Deployer:
         elif process is not None:
             self._crew.kill(process)
         try:
-            self._store.save(
-                self._store.slots.without_candidate(quarantine=dropped.reason if dropped.is_defect else "")
-            )
+            reason = dropped.reason if dropped.is_defect else ""
+            self._store.save(_with_end(self._store.slots.without_candidate(quarantine=reason), dropped))
         except OSError as error:
             # The candidate stays on disk with its attempts counted, so it still meets its end after a restart.
             logger.warning("slots: %s", error)
@@ -353,7 +360,19 @@ class Deployer:
         self._timers.clear()
         self._recent_path.unlink(missing_ok=True)
         self._tell(finished)
+        self._all_is_told()
+
+    def _all_is_told(self) -> None:
+        try:
+            self._store.change(unreported="")
+        except OSError as error:
+            logger.warning("slots: %s", error)
 
     def _later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self._timers = [timer for timer in self._timers if timer.is_pending]
         self._timers.append(self._loop.call_later(delay_s, callback))
+
+
+def _with_end(slots: Slots, ended: Deployment) -> Slots:
+    """The slots, together with the end that is to be told: both are on disk or neither."""
+    return msgspec.structs.replace(slots, unreported=msgspec.json.encode(ended).decode())

@@ -30,6 +30,9 @@ RECENT_WAIT_S = 10.0
 QUIET_FACTOR = 6.0
 """Without enough traffic, probation lasts this many times ``probation_s``; then the golden test and the silence have to do."""
 
+KNOWN_PROBATION_S = 1.0
+"""Probation of a version that was committed here before: it has proved itself, and whoever goes back is in a hurry."""
+
 LATENCY_SLACK_MS = 5.0
 """A candidate that is slower by less than this is not called slow, whatever the ratio: below it the machine's noise decides."""
 
@@ -352,6 +355,7 @@ def _probation(deployment: Deployment, event: Figures, now: float) -> Outcome:
         )
     elapsed_s = now - deployment.step_began
     is_enough = event.requests >= trial.probation_requests and elapsed_s >= trial.probation_s
+    is_enough = is_enough or (deployment.is_known and elapsed_s >= KNOWN_PROBATION_S)
     if not is_enough and elapsed_s < QUIET_FACTOR * trial.probation_s:
         return known, ()
     if event.errors > trial.max_error_rate * event.requests:

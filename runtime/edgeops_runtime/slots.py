@@ -61,6 +61,7 @@ class Slots(_State, frozen=True, kw_only=True):
     Attributes:
         quarantine: Digest → why it never runs here again.
         generations: Topic kind (``group``, ``device``) → highest generation seen.
+        unreported: The end of a deployment that is perhaps not in the outbox yet, as JSON; empty when all is told.
     """
 
     model: str = ""
@@ -69,6 +70,7 @@ class Slots(_State, frozen=True, kw_only=True):
     candidate: Candidate | None = None
     quarantine: dict[str, str] = {}
     generations: dict[str, int] = {}
+    unreported: str = ""
 
     @property
     def kept_digests(self) -> frozenset[str]:

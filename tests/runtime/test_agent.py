@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgeops.errors import ConfigError, ConflictError
-from edgeops.messages import Command, CommandKind, Gap, ReasonClass, Trial
+from edgeops.messages import Command, CommandKind, DeploymentState, Gap, ReasonClass, Trial
 from edgeops.signing import SigningKey
+from edgeops_runtime.deployment import offer
+from edgeops_runtime.slots import Candidate
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
 
@@ -414,6 +417,22 @@ def test_untrusted_clock_keeps_serving_and_installs_nothing_new(station, bundle)
     eventually(lambda: station.births[-1].generation == station.generation and not station.births[-1].clock_trusted)
     assert station.answer() == "1.0.0"
     assert station.states("1.1.0") == []
+
+
+def test_end_that_was_not_told_before_a_kill_is_told_after_it(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    store = station.agent._store
+    station.stop()
+    committed = station.transitions("1.0.0")[-1]
+    ended = offer(
+        Candidate(version="1.0.0", digest=committed.digest, rollout="r-1.0.0"), now=0.0, previous=None, is_known=False
+    )[0]
+    ended = msgspec.structs.replace(ended, state=DeploymentState.COMMITTED)
+    store.change(unreported=msgspec.json.encode(ended).decode())
+    station.start()
+    eventually(lambda: station.states("1.0.0")[-2:] == ["committed", "committed"], lambda: station.states("1.0.0"))
+    assert station.agent._store.slots.unreported == ""
 
 
 def test_two_agents_do_not_share_a_data_directory(station):
