@@ -17,7 +17,6 @@ from rich.table import Table
 from edgeops.bundle import open_bundle, pack
 from edgeops.errors import ConfigError
 from edgeops_fleet.client import SERVER_VARIABLE, TOKEN_VARIABLE, Client
-from edgeops_fleet.server import FleetServer
 from edgeops_fleet.settings import load_settings
 
 _FOLLOW_S = 0.5
@@ -92,6 +91,8 @@ def fleet_group() -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="Settings, a TOML file; options win.")
 def up_command(config: Path | None, **options: Any) -> None:  # noqa: ANN401 - options by name
     """Run a server until it is interrupted: API, dashboard, controller, ingest, broker."""
+    from edgeops_fleet.server import FleetServer  # noqa: PLC0415 - a second of imports that the other commands do not need
+
     logging.getLogger("edgeops_fleet").setLevel(logging.INFO)
     server = FleetServer(load_settings(config, **options))
     stop = threading.Event()

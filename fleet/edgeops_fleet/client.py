@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgeops.errors import ConfigError, EdgeOpsError, NotFoundError, RefusedError, TransientError
-from edgeops_fleet.server import TOKEN_FILE, read_address, read_token
+from edgeops_fleet.address import TOKEN_FILE, read_address, read_token
 
 SERVER_VARIABLE = "EDGEOPS_SERVER"
 TOKEN_VARIABLE = "EDGEOPS_TOKEN"  # noqa: S105 - the name of a variable

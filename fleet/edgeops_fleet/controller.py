@@ -174,6 +174,8 @@ class Controller:
                     duty()
             except Exception:  # a loop that ended would strand every rollout
                 logger.exception("controller: this look failed; the next one tries again")
+            # Reports come in crowds; one look serves them all.
+            self._stopping.wait(self._tick_s / 10)
             self._wake.wait(self._tick_s)
 
     def _active(self) -> list[str]:
@@ -201,7 +203,9 @@ class Controller:
         progress = progress_of(connection, row)
         members = read_devices(connection, group=row["group"])
         reports, left_out = device_reports(connection, row, progress.spec, members)
-        updated, control = _live_figures(connection, row, members, since=progress.wave_started)
+        updated, control = Figures(), Figures()
+        if progress.phase is Phase.SOAK:
+            updated, control = _live_figures(connection, row, members, since=progress.wave_started)
         seen = Observation(devices=reports, left_out=left_out, updated=updated, control=control)
         return decide(progress, seen, now=now)
 
@@ -312,7 +316,7 @@ class Controller:
         ensure_target(connection, row["group"], row["model"])
         self._set_target(connection, row, version=row["version"], digest=row["digest"])
         self._end_wave(connection, row, result="pass", reason=decision.reason, checks=decision.checks)
-        text = f"{row['model']} {row['version']} is the version of group {row['group']}: {decision.reason}"
+        text = f"now the version of group {row['group']}: {decision.reason}"
         self._move(connection, row, RolloutState.COMPLETED, text, actor=actor, values={"paused_by": None})
 
     def _roll_back(

@@ -152,9 +152,14 @@ def read_devices(
         query = query.where(devices.c.id == device)
     models: dict[str, list[ModelOnDevice]] = {}
     pinned: dict[str, list[PinView]] = {}
-    for row in connection.execute(sa.select(device_models).order_by(device_models.c.model)).mappings():
+    model_query = sa.select(device_models).order_by(device_models.c.model)
+    pin_query = sa.select(pins)
+    if device is not None:
+        model_query = model_query.where(device_models.c.device == device)
+        pin_query = pin_query.where(pins.c.device == device)
+    for row in connection.execute(model_query).mappings():
         models.setdefault(row["device"], []).append(read_row(row, ModelOnDevice))
-    for row in connection.execute(sa.select(pins)).mappings():
+    for row in connection.execute(pin_query).mappings():
         pinned.setdefault(row["device"], []).append(read_row(row, PinView))
     return tuple(
         msgspec.structs.replace(

@@ -9,7 +9,6 @@ import secrets
 import socket
 import threading
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,6 +21,7 @@ from edgeops.link import Link
 from edgeops.mqtt import MqttLink
 from edgeops.signing import PublicKey, SigningKey
 from edgeops.topics import Topics
+from edgeops_fleet.address import SERVER_FILE, TOKEN_FILE, ServerAddress, read_token
 from edgeops_fleet.api import Services, create_app
 from edgeops_fleet.blobs import Blobs
 from edgeops_fleet.broker import EmbeddedBroker, free_port
@@ -41,22 +41,12 @@ from edgeops_fleet.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-SERVER_FILE = "server.json"
-TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 DIRECTOR_KEY_FILE = "director.key"
 RELEASE_KEY_FILE = "release.key"
 _WINDOW = 2000
 """Messages to the broker that may be under way at once."""
 _READY_S = 30.0
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - recognised, not bound to
-
-
-class ServerAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """``server.json``: where a running server is; written when it is ready, gone when it stopped in good order."""
-
-    url: str
-    broker_host: str
-    broker_port: int
 
 
 class FleetServer:
@@ -347,30 +337,3 @@ class _HttpThread:
         self._listener.listen(2048)
         self._ready.set()
         await self._uvicorn.serve(sockets=[self._listener])
-
-
-def read_token(path: Path) -> str:
-    """The operator's token.
-
-    Raises:
-        ConfigError: The file cannot be read.
-    """
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"{path}: expected the operator's token: {error.strerror}") from error
-
-
-def read_address(data: Path) -> ServerAddress:
-    """Where the server of a data folder is.
-
-    Raises:
-        ConfigError: It is not running, or the file is damaged.
-    """
-    path = data / SERVER_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ServerAddress)
-    except OSError as error:
-        raise ConfigError(f"{path}: no server is running there (edgeops fleet up --data {data})") from error
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
