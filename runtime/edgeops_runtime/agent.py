@@ -179,6 +179,7 @@ class Agent:
             self._seen_commands: deque[str] = deque(maxlen=_SEEN_COMMANDS)
             self._look_at: Timer | None = None
             self._pump_at: Timer | None = None
+            self._resend_at: Timer | None = None
             self._override_session = 0
             self._birth_due = False
             self._is_stopping = self._is_leaving = False
@@ -510,12 +511,14 @@ class Agent:
             self._pump_at = self._loop.call_later(_PUMP_S, self._pump)
 
     def _pump(self) -> None:
+        if self._resend_at is not None:
+            self._resend_at.cancel()
         if not self._link.connected:
             return
         self._publish_birth()
         still_waits = self._sender.pump(self._clock.uptime())
-        if (still_waits or self._birth_due) and (self._pump_at is None or not self._pump_at.is_pending):
-            self._pump_at = self._loop.call_later(_RESEND_LOOK_S, self._pump)
+        if still_waits or self._birth_due:
+            self._resend_at = self._loop.call_later(_RESEND_LOOK_S, self._pump)
 
     def _publish_record(self, stream: Stream, payload: bytes) -> None:
         self._link.publish(self._topics.upstream(self.identity.device, Upstream(stream.value)), payload)
