@@ -259,6 +259,7 @@ def test_a_server_that_restarts_between_waves_goes_on(fleet, make_bundle):
     wait_for(lambda: fleet.rollout(rollout)["phase"] == "soak", "the canary committed")
     fleet.broker.retained.clear()
     fleet.restart()
+    wait_for(lambda: fleet.broker.retained, "the document is published again")
     assert document(fleet).targets[0].rollout.id == rollout
     let_soak(fleet, rollout, seconds=61)
     fleet.wait_for_state(rollout, "completed")
