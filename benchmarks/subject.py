@@ -13,7 +13,7 @@ from edgeops_demo.network import FashionNet, train
 from edgeops_demo.release import CALIBRATION_IMAGES, exams, make_release, measure
 from edgeops_demo.report import Accuracy
 
-STEPS = 400
+STEPS = 800
 
 
 @dataclass(frozen=True)

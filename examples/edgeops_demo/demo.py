@@ -33,8 +33,8 @@ from edgeops_demo.story import Story
 from edgeops_demo.traffic import total
 
 FIRST, BAD = "1.0.0", "1.1.0"
-TRAINING_STEPS = 600
-LEARNING_RATE = 6e-3
+TRAINING_STEPS = 1200
+LEARNING_RATE = 5e-3
 SAMPLES = 400
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from edgeops_demo.images import Split
 
 WIDTHS = (32, 64, 128)
+BATCH = 64
+"""Half as many images a step take a quarter of the time here: the activations stay in the cache."""
 SATURATED = 0.98
 """A pixel at or above this value counts as saturated."""
 
@@ -98,7 +100,7 @@ def train(
     Args:
         network: Trained in place, and returned in eval mode.
         data: Images and labels.
-        steps: Batches of 128.
+        steps: Batches of 64 images.
         learning_rate: The highest of the cycle.
         seed: Of the order and the augmentation.
         weights: How often each image is drawn, shape ``(n,)``; equally when ``None``.
@@ -110,9 +112,10 @@ def train(
     chances = torch.from_numpy(weights if weights is not None else np.ones(len(data)))
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
-    network.train()
+    # Channels last is twice as fast for depthwise convolutions on a CPU.
+    network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload] # torch lacks this overload
     for step in range(steps):
-        chosen = torch.multinomial(chances, 128, replacement=True, generator=generator)
+        chosen = torch.multinomial(chances, BATCH, replacement=True, generator=generator)
         loss = nn.functional.cross_entropy(network(_augment(images[chosen], generator)), labels[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation for it
@@ -120,7 +123,8 @@ def train(
         schedule.step()
         if on_progress is not None and (step + 1) % max(steps // 5, 1) == 0:
             on_progress(step + 1, steps, float(loss.detach()))
-    return network.eval()
+    network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload] # likewise
+    return network
 
 
 def accuracy(network: nn.Module, data: Split) -> float:

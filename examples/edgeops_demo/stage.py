@@ -85,7 +85,7 @@ class Stage:
                 window_s=WINDOW_S,
                 command=json.dumps(retrain_command),
                 samples=samples,
-                min_labels=samples // 2,
+                min_labels=samples * 3 // 4,
             )
         )
         data = directory / "server"
