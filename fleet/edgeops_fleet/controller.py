@@ -6,6 +6,7 @@ that decided, and published afterwards until the broker has them.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -22,6 +23,7 @@ from edgeops_fleet.desired import Director
 from edgeops_fleet.devices import DeviceView, read_devices
 from edgeops_fleet.gates import Check, Figures
 from edgeops_fleet.planning import ranked_positions, wave_percent, why_not
+from edgeops_fleet.roll_call import RollCall
 from edgeops_fleet.rollout import (
     ACTIVE_STATES,
     Ask,
@@ -41,11 +43,13 @@ from edgeops_fleet.rollout import (
 )
 from edgeops_fleet.rollout_records import device_reports, ensure_target, progress_of, rollout_row
 from edgeops_fleet.schema import commands, deployments, documents, rollouts, targets, waves, windows
-from edgeops_fleet.store import Store
+from edgeops_fleet.store import Clock, Store
 
 logger = logging.getLogger(__name__)
 
 _ISSUE_EVERY_S = 60.0
+_STEP_S = 30.0
+"""Wall clock and monotonic clock part by this much between two looks only when somebody has set the time."""
 
 
 class Action(StrEnum):
@@ -78,6 +82,7 @@ class Controller:
         topics: Of the fleet.
         tick_s: Looks at least this often, in seconds; commits wake it earlier.
         duties: Called after every look, for example the retraining policy.
+        steady: Seconds on a clock that nobody sets; where the store's clock parts from it, it was set.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Controller:
         *,
         tick_s: float = 0.5,
         duties: Sequence[Callable[[], None]] = (),
+        steady: Clock = time.monotonic,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -98,11 +104,15 @@ class Controller:
         self._topics = topics
         self._tick_s = tick_s
         self._duties = tuple(duties)
+        self._steady = steady
         self._wake = threading.Event()
         self._reconnected = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._issued = float("-inf")
+        self._listening_since = float("-inf")
+        self._offset: float | None = None
+        self._roll_call = RollCall(store, link, topics)
 
     def start(self) -> None:
         """Begin to look."""
@@ -153,17 +163,29 @@ class Controller:
 
     def step(self) -> bool:
         """One look: decide, write, publish; ``True`` when anything was decided."""
+        now = self._store.clock()
         if self._reconnected.is_set():
             self._reconnected.clear()
             with self._store.write() as connection:
                 connection.execute(documents.update().values(published=False))
-        now = self._store.clock()
+            self._listening_since = now
+            self._roll_call.begin()
+        self._notice_deafness(now=now)
         decided = [rollout for rollout in self._active() if self._decide_one(rollout, now=now)]
         if now - self._issued > _ISSUE_EVERY_S:
             self.issue()
         self._publish_documents()
         self._publish_commands(now=now)
+        self._roll_call.go_on(now=now)
         return bool(decided)
+
+    def _notice_deafness(self, *, now: float) -> None:
+        """While the broker is away nobody can be heard, and after a step of the clock silence cannot be measured: count anew."""
+        offset = now - self._steady()
+        has_stepped = self._offset is None or abs(offset - self._offset) > _STEP_S
+        self._offset = offset
+        if has_stepped or not self._link.connected:
+            self._listening_since = now
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -198,15 +220,15 @@ class Controller:
             self._director.issue(connection, now=now)
         return True
 
-    @staticmethod
-    def _look(connection: sa.Connection, row: sa.RowMapping, *, now: float) -> Decision | None:
+    def _look(self, connection: sa.Connection, row: sa.RowMapping, *, now: float) -> Decision | None:
         progress = progress_of(connection, row)
         members = read_devices(connection, group=row["group"])
-        reports, left_out = device_reports(connection, row, progress.spec, members)
+        since = self._listening_since
+        reports, left_out = device_reports(connection, row, progress.spec, members, listening_since=since, now=now)
         updated, control = Figures(), Figures()
         if progress.phase is Phase.SOAK:
             updated, control = _live_figures(connection, row, members, since=progress.wave_started)
-        seen = Observation(devices=reports, left_out=left_out, updated=updated, control=control)
+        seen = Observation(devices=reports, left_out=left_out, listening_since=since, updated=updated, control=control)
         return decide(progress, seen, now=now)
 
     def _act(self, connection: sa.Connection, row: sa.RowMapping, action: Action, *, actor: str) -> None:

@@ -53,6 +53,9 @@ _AFTERLIFE_S = 5.0
 _MAX_AHEAD = 10_000
 """More separate ranges ahead of a stream's mark than this are not kept; the device sends them again."""
 
+_MAX_SEQUENCE = 2**62
+"""What a database can hold, and no device ever counts to."""
+
 _StreamKey = tuple[str, str, str]
 
 
@@ -184,8 +187,8 @@ class Ingest:
         """Commit together; where that fails, one by one, so that one bad record does not hold up the others."""
         try:
             self._commit(messages)
-        except StoreError:
-            logger.exception("ingest: a group of %d messages was not stored; trying one by one", len(messages))
+        except Exception as error:  # noqa: BLE001 - whatever one hostile record causes, the others are stored
+            logger.warning("ingest: a group of %d messages was not stored (%s); one by one", len(messages), error)
             for message in messages:
                 self._store_one(message)
 
@@ -193,7 +196,7 @@ class Ingest:
         while not self._stopping.is_set():
             try:
                 self._commit([message])
-            except StoreError as error:
+            except Exception as error:  # a record that cannot be stored must not end the writer
                 if isinstance(error.__cause__, sa.exc.OperationalError):
                     logger.warning("ingest: waiting for the database: %s", error)
                     self._stopping.wait(_RETRY_S)
@@ -409,9 +412,9 @@ def _refuse(reason: str) -> NoReturn:
 def _check_record(record: Record, *, where: str) -> None:
     """Refuse sequences that make no sense, before they reach the marks."""
     first = record.first if isinstance(record, Gap) else record.sequence
-    if not 1 <= first <= record.sequence or not record.stream or not record.epoch:
+    if not 1 <= first <= record.sequence <= _MAX_SEQUENCE or not record.stream or not record.epoch:
         raise MessageError(
-            f"{where}: sequence {first} to {record.sequence} of stream {record.stream!r}: expected 1 or more"
+            f"{where}: sequence {first} to {record.sequence} of stream {record.stream!r}: expected 1 to {_MAX_SEQUENCE}"
         )
 
 

@@ -143,7 +143,7 @@ class DeviceReport:
 
     Attributes:
         state: ``None`` when it has reported nothing of this rollout.
-        updated: When the server heard of that state, Unix time in seconds.
+        updated: When the server heard of that state, Unix time in seconds; or since when it has been able to hear the next.
         holds: It runs the version already, or still.
         online: The broker has it.
         pinned: An override decides what it runs.
@@ -192,6 +192,8 @@ class Observation:
     devices: Sequence[DeviceReport]
     left_out: int = 0
     """Devices of the group that ``where`` leaves out, and that completion would move."""
+    listening_since: float = 0.0
+    """From then on the server could hear the devices; their silence before it is not theirs. Unix time in seconds."""
     updated: Figures = field(default_factory=Figures)
     control: Figures = field(default_factory=Figures)
 
@@ -268,9 +270,21 @@ def decide(progress: Progress, seen: Observation, *, now: float) -> Decision | N
         return None
     if progress.phase is Phase.DISPATCH:
         return _decide_dispatch(progress, seen, outcomes, now=now)
-    if now - progress.phase_since < progress.spec.soak_s:
+    soaks_since = progress.phase_since if progress.phase_since <= now else seen.listening_since
+    if now - soaks_since < progress.spec.soak_s:
         return None
     return _decide_gate(progress, seen, outcomes, stops=stops)
+
+
+def heard(time: float, *, listening_since: float, now: float) -> float:
+    """From when silence counts: a time on record, unless the server could not hear then, or its clock was put back since.
+
+    >>> heard(10.0, listening_since=20.0, now=30.0), heard(25.0, listening_since=20.0, now=30.0)
+    (20.0, 25.0)
+    >>> heard(99.0, listening_since=20.0, now=30.0)
+    20.0
+    """
+    return max(time, listening_since) if time <= now else listening_since
 
 
 def standing(spec: RolloutSpec, report: DeviceReport, *, now: float) -> Standing:
@@ -339,7 +353,9 @@ def _in_words(spec: RolloutSpec, report: DeviceReport, *, now: float) -> str:
 
 def _decide_dispatch(progress: Progress, seen: Observation, outcomes: Outcomes, *, now: float) -> Decision | None:
     counts = count_standings(progress.spec, seen.devices, now=now)
-    begun = max(progress.wave_started, progress.phase_since, progress.spec.not_before) + progress.spec.spread_s
+    latest = max(progress.wave_started, progress.phase_since)
+    since = max(heard(latest, listening_since=seen.listening_since, now=now), progress.spec.not_before)
+    begun = since + progress.spec.spread_s
     timed_out = now - begun >= progress.spec.offer_timeout_s
     if counts[Standing.UNDERWAY] or (counts[Standing.WAITING] and not timed_out):
         return None
@@ -417,6 +433,7 @@ def _decide_rollback(progress: Progress, seen: Observation, *, now: float) -> De
     moved = [report.device for report in seen.devices if report.holds or report.state in _BEGUN]
     if not moved:
         return FinishRollback(reason="every device that had moved is back")
-    if now - progress.phase_since >= progress.spec.rollback_timeout_s:
+    since = heard(progress.phase_since, listening_since=seen.listening_since, now=now)
+    if now - since >= progress.spec.rollback_timeout_s:
         return FinishRollback(reason=f"not confirmed in time by {', '.join(sorted(moved)[:5])} ({len(moved)} in all)")
     return None

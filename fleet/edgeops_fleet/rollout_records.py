@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,7 +13,16 @@ from edgeops.messages import DeploymentState, ReasonClass, Transition
 from edgeops.selection import BUCKETS, matches, position
 from edgeops_fleet.devices import DeviceView
 from edgeops_fleet.gates import Check
-from edgeops_fleet.rollout import ACTIVE_STATES, DeviceReport, PausedBy, Phase, Progress, RolloutSpec, RolloutState
+from edgeops_fleet.rollout import (
+    ACTIVE_STATES,
+    DeviceReport,
+    PausedBy,
+    Phase,
+    Progress,
+    RolloutSpec,
+    RolloutState,
+    heard,
+)
 from edgeops_fleet.schema import deployments, rollouts, targets, waves
 from edgeops_fleet.store import LogEntry, Store, read_row, upsert
 
@@ -225,7 +235,13 @@ def progress_of(connection: sa.Connection, row: sa.RowMapping) -> Progress:
 
 
 def device_reports(
-    connection: sa.Connection, row: sa.RowMapping, spec: RolloutSpec, devices: Sequence[DeviceView]
+    connection: sa.Connection,
+    row: sa.RowMapping,
+    spec: RolloutSpec,
+    devices: Sequence[DeviceView],
+    *,
+    listening_since: float,
+    now: float,
 ) -> tuple[tuple[DeviceReport, ...], int]:
     """The devices of the current wave as they stand, and how many of the group ``where`` leaves out and completion would move."""
     percent = connection.execute(
@@ -248,7 +264,8 @@ def device_reports(
             or is_to_return
             or (is_selected and position(device.id, rotation=row["rotation"]) < reach)
         ):
-            reports.append(_report(device, reported.get(device.id), holds=holds, pinned=pinned))
+            report = _report(device, reported.get(device.id), holds=holds, pinned=pinned)
+            reports.append(replace(report, updated=heard(report.updated, listening_since=listening_since, now=now)))
     return tuple(reports), left_out
 
 

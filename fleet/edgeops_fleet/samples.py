@@ -223,8 +223,10 @@ class Samples:
 
 def collected(retrain: str, *, digest: str) -> sa.Select[Any]:
     """The samples that the commands of a retraining collected on one version, in the order in which they came."""
-    own = sa.select(commands.c.id).where(commands.c.retrain == retrain)
-    condition = sa.and_(samples.c.command.in_(own), samples.c.digest == digest)
+    # By a device that was asked: another one may not add to the evidence.
+    asked = sa.and_(commands.c.id == samples.c.command, commands.c.device == samples.c.device)
+    own = sa.select(commands.c.id).where(asked, commands.c.retrain == retrain).exists()
+    condition = sa.and_(own, samples.c.digest == digest)
     return sa.select(samples).where(condition).order_by(samples.c.received, samples.c.id)
 
 

@@ -21,7 +21,7 @@ from edgeops.link import Link
 from edgeops.mqtt import MqttLink
 from edgeops.signing import PublicKey, SigningKey
 from edgeops.topics import Topics
-from edgeops_fleet.address import SERVER_FILE, TOKEN_FILE, ServerAddress, read_token
+from edgeops_fleet.address import SERVER_FILE, TOKEN_FILE, ServerAddress, claim, read_token
 from edgeops_fleet.api import Services, create_app
 from edgeops_fleet.blobs import Blobs
 from edgeops_fleet.broker import EmbeddedBroker, free_port
@@ -56,16 +56,36 @@ class FleetServer:
         settings: What it is told.
         link: To a broker that is there already; by default the one of the settings.
         clock: Unix time in seconds.
+        steady: Seconds on a clock that nobody sets.
 
     Raises:
-        ConfigError: A setting cannot work.
+        ConfigError: A setting cannot work, the data folder cannot be written, or another server has it.
     """
 
-    def __init__(self, settings: Settings, *, link: Link | None = None, clock: Clock = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        link: Link | None = None,
+        clock: Clock = time.time,
+        steady: Clock = time.monotonic,
+    ) -> None:
         self.settings = settings
         self._given_link = link
+        self._steady = steady
         self._data = settings.data
-        self._data.mkdir(parents=True, exist_ok=True)
+        self._claim = claim(self._data)
+        try:
+            self._build(clock)
+        except OSError as error:
+            self._claim.close()
+            raise ConfigError(f"data folder {self._data}: {error}") from error
+        except BaseException:
+            self._claim.close()
+            raise
+
+    def _build(self, clock: Clock) -> None:
+        settings = self.settings
         (self._data / SERVER_FILE).unlink(missing_ok=True)
         self.director_key = SigningKey.load_or_generate(self._data / DIRECTOR_KEY_FILE)
         self.release_keys = self._load_release_keys()
@@ -97,6 +117,9 @@ class FleetServer:
         """
         try:
             self._start()
+        except OSError as error:
+            self.stop()
+            raise ConfigError(f"data folder {self._data}: {error}") from error
         except BaseException:
             self.stop()
             raise
@@ -115,6 +138,7 @@ class FleetServer:
             topics,
             tick_s=self.settings.controller.tick_s,
             duties=(self.retraining.look,),
+            steady=self._steady,
         )
         self.ingest = Ingest(self.store, self.link, topics, observe=self.watch.observe)
         count = self.watch.rebuild(self.store)
@@ -159,6 +183,7 @@ class FleetServer:
             self._broker.stop()
             self._broker = None
         self.store.close()
+        self._claim.close()
 
     def services(self, closing: asyncio.Event) -> Services:
         """The parts, as the API sees them."""

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from edgeops.errors import ConfigError, EdgeOpsError, TransientError
+from edgeops.errors import ConfigError, EdgeOpsError, InputError, TransientError
 from edgeops_fleet import schema
 
 RowType = TypeVar("RowType")
@@ -53,6 +53,9 @@ class Store:
     Args:
         path: The SQLite file; made when missing.
         clock: Unix time in seconds; for the log.
+
+    Raises:
+        ConfigError: The file is no database, is damaged, or was written by another release.
     """
 
     def __init__(self, path: Path, *, clock: Clock = time.time) -> None:
@@ -143,13 +146,17 @@ class Store:
         return tuple(sorted((read_row(row, LogEntry) for row in rows), key=lambda entry: entry.id))
 
     def _prepare(self, path: Path) -> None:
-        with self.write() as connection:
-            schema.metadata.create_all(connection)
-            version = get_setting(connection, "schema")
-            if version is None:
-                set_setting(connection, "schema", SCHEMA_VERSION)
-            elif version != SCHEMA_VERSION:
-                raise ConfigError(f"{path}: schema {version}; this release reads schema {SCHEMA_VERSION}")
+        try:
+            with self.write() as connection:
+                schema.metadata.create_all(connection)
+                version = get_setting(connection, "schema")
+                if version is None:
+                    set_setting(connection, "schema", SCHEMA_VERSION)
+                elif version != SCHEMA_VERSION:
+                    raise ConfigError(f"{path}: schema {version}; this release reads schema {SCHEMA_VERSION}")
+        except StoreError as error:
+            self.close()
+            raise ConfigError(f"{path}: {error}; free its disk, or put a copy of it in its place") from error
 
 
 def read_row(row: Mapping[Any, Any], kind: type[RowType]) -> RowType:
@@ -196,5 +203,10 @@ def _translated() -> Iterator[None]:
         yield
     except EdgeOpsError:
         raise
+    except OverflowError as error:
+        raise InputError(f"a number is too large for the database: {error}") from error
+    except sa.exc.DBAPIError as error:
+        # Without the statement and its values, which say nothing to the reader and may be megabytes.
+        raise StoreError(f"database: {error.orig}") from error
     except sa.exc.SQLAlchemyError as error:
         raise StoreError(f"database: {error}") from error

@@ -13,6 +13,7 @@ from edgeops.messages import (
     Ack,
     Birth,
     Command,
+    CommandKind,
     Death,
     DeploymentState,
     Desired,
@@ -210,7 +211,11 @@ class DeviceSimulator:
             ]
 
     def _commanded(self, message: Received) -> None:
-        self.commands.append(decode_json(message.payload, Command, where=message.topic))
+        command = decode_json(message.payload, Command, where=message.topic)
+        if command.kind is CommandKind.REPORT:
+            self.birth()
+        else:
+            self.commands.append(command)
 
     def _read(self, message: Received) -> Desired | None:
         if not message.payload:

@@ -27,13 +27,23 @@ class Clock:
     """Wall-clock time that a test can move forward."""
 
     def __init__(self) -> None:
-        self._ahead = 0.0
+        self._ahead = self._set = 0.0
 
     def __call__(self) -> float:
         return time.time() + self._ahead
 
     def advance(self, seconds: float) -> None:
+        """Let time pass."""
         self._ahead += seconds
+
+    def set_forward(self, seconds: float) -> None:
+        """Set the clock, while no time passes."""
+        self._ahead += seconds
+        self._set += seconds
+
+    def steady(self) -> float:
+        """Seconds that pass, whatever the clock is set to."""
+        return time.monotonic() + self._ahead - self._set
 
 
 class Api:
@@ -102,7 +112,7 @@ class Rig:
         self.server: FleetServer = self._start()
 
     def _start(self) -> FleetServer:
-        server = FleetServer(self.settings, link=self.broker.link(), clock=self.clock)
+        server = FleetServer(self.settings, link=self.broker.link(), clock=self.clock, steady=self.clock.steady)
         server.start()
         self.api = Api(server.url, server.operator_token)
         return server

@@ -124,8 +124,3 @@ class Verdict:
     def signal(self) -> str | None:
         """The signal that drifted; ``None`` without drift."""
         return self.effect.signal if self.effect and self.state is DriftState.DRIFT else None
-
-    @property
-    def windows_to_detection(self) -> int | None:
-        """The same as ``windows_to_detect``."""
-        return self.windows_to_detect
