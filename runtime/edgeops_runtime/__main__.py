@@ -1,6 +1,5 @@
 """The command ``edgeops-agent``: join a fleet, run, show the state; what happens then is :mod:`edgeops_runtime.agent`'s."""
 
-import fcntl
 import json
 import logging
 import os
@@ -19,11 +18,12 @@ from edgeops.link import Link
 from edgeops.mqtt import MqttLink
 from edgeops.selection import Attribute
 from edgeops.topics import check_name
-from edgeops_runtime.agent import ADDRESS_FILE, LOCK_FILE, Agent
+from edgeops_runtime.agent import ADDRESS_FILE, Agent
 from edgeops_runtime.config import Config, load_config
 from edgeops_runtime.desired import DesiredState
 from edgeops_runtime.host import installed_engines
 from edgeops_runtime.identity import Identity, enrol, is_enrolled, load_identity
+from edgeops_runtime.lifetimes import is_locked, read_boot
 from edgeops_runtime.slots import SlotStore
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ def read_status(config: Config) -> dict[str, Any]:
         "device": identity.device,
         "fleet": identity.fleet,
         "group": identity.group,
-        "running": _is_running(directory),
+        "running": is_locked(directory),
         "address": _read(directory / ADDRESS_FILE),
-        "boot": int(_read(directory / "boot") or 0),
+        "boot": read_boot(directory),
         "engines": installed_engines(),
         "generation": desired.generation,
         "model": slots.model or None,
@@ -161,21 +161,10 @@ def _link(identity: Identity) -> Link:
     )
 
 
-def _is_running(directory: Path) -> bool:
-    try:
-        with (directory / LOCK_FILE).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
 def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip() or None
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 

@@ -7,12 +7,13 @@ Fetching is left to :mod:`edgeops_runtime.updater`; which bundles to keep is sai
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from edgeops.bundle import MANIFEST_FILE
-from edgeops.errors import DownloadError
+from edgeops.bundle import MANIFEST_FILE, open_bundle
+from edgeops.errors import DownloadError, EdgeOpsError
 from edgeops.files import digest_file, sync_directory, write_durably
+from edgeops_runtime.host import free_disk_bytes
 
 _COPY_BYTES = 1 << 20
 
@@ -33,6 +34,25 @@ class BlobStore:
     def has(self, digest: str) -> bool:
         """Whether a blob is there, whole and verified when it came."""
         return self.blob_path(digest).exists()
+
+    def missing_bytes(self, sizes: Mapping[str, int]) -> int:
+        """What has yet to come of some blobs, given by digest and size."""
+        return sum(
+            max(size - self.partial(digest).size_bytes, 0) for digest, size in sizes.items() if not self.has(digest)
+        )
+
+    def free_bytes(self) -> int | None:
+        """What may still be written; ``None`` where that cannot be known."""
+        return free_disk_bytes(self._blobs)
+
+    def damage(self, digest: str, variant: str) -> str:
+        """What is wrong with a bundle that was assembled; empty when nothing is. Reads all of it."""
+        try:
+            bundle = open_bundle(self.bundle_path(digest), partial=True)
+            path = bundle.file(bundle.manifest.variant(variant).file)
+        except EdgeOpsError as error:
+            return str(error)
+        return "" if path.exists() else f"{path}: missing"
 
     def blob_path(self, digest: str) -> Path:
         """Where a blob lies, or will."""

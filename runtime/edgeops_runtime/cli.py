@@ -15,7 +15,7 @@ from edgeops_runtime.model import Model, load
 from edgeops_runtime.v2 import Service
 
 _MAX_EXAMPLE_VALUES = 16
-_DRAIN_S = 5.0
+_IDLE_S = 1.0
 
 
 @click.command("serve")
@@ -48,7 +48,7 @@ def serve_command(
     for line in describe(model, address_of(listening)):
         click.echo(line)
     stopped.wait()
-    listener.drain(_DRAIN_S)
+    listener.drain(_IDLE_S)
     window = model.window()
     model.close()
     listening.close()

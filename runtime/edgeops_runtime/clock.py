@@ -6,6 +6,7 @@ the future does not condemn the right time afterwards. What to do without trust 
 """
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +99,7 @@ class TrustedClock:
 
 def _read_floor(path: Path) -> float:
     try:
-        return float(path.read_text())
+        floor = float(path.read_text())
     except (OSError, ValueError):
         return 0.0
+    return floor if math.isfinite(floor) else 0.0

@@ -19,7 +19,10 @@ from edgeops_runtime.worker_process import WORKER_COMMAND, Gone, WorkerOrder, Wo
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 10.0
+IDLE_S = 10.0
+"""How long a client with an open connection may take to ask once more, and to learn that it must connect anew."""
+
+_BUSY_S = 20.0
 _HANG_S = 60.0
 _GRACE_S = 2.0
 
@@ -139,14 +142,19 @@ class Crew:
         timer = self._loop.call_later(within_s, finish)
         self._check_windows()
 
-    def drain(self, process: WorkerProcess, *, timeout_s: float = DRAIN_S) -> None:
-        """Let a worker finish what it has and go; one that does not go is ended."""
+    def drain(self, process: WorkerProcess, *, idle_s: float = IDLE_S) -> None:
+        """Let a worker finish what it has and go; one that does not go is ended.
+
+        Args:
+            process: The worker.
+            idle_s: When connections without a request are closed; one that has a request gets its answer.
+        """
         member = self._members.get(process)
         if member is None:
             return
         member.owner = None
-        process.send(Drain(timeout_s=timeout_s))
-        self._loop.call_later(timeout_s + _GRACE_S, process.kill)
+        process.send(Drain(timeout_s=idle_s))
+        self._loop.call_later(idle_s + _BUSY_S, process.kill)
 
     def kill(self, process: WorkerProcess) -> None:
         """End a worker that has no requests; nobody is told."""
@@ -154,11 +162,11 @@ class Crew:
             self._members[process].owner = None
         process.kill()
 
-    def drain_all(self, then: Callable[[], None], *, timeout_s: float = DRAIN_S) -> None:
+    def drain_all(self, then: Callable[[], None], *, idle_s: float = IDLE_S) -> None:
         """Let everybody go, and go on when they are gone."""
         self._on_empty = then
         for process in list(self._members):
-            self.drain(process, timeout_s=timeout_s)
+            self.drain(process, idle_s=idle_s)
         self._check_empty()
 
     def kill_all(self) -> None:

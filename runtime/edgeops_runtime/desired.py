@@ -68,11 +68,13 @@ class DesiredState:
             MessageError: It is signed and makes no sense.
         """
         desired = self._verified(source, envelope)
+        kept = self._documents.get(source)
+        seen = max(seen, kept.generation if kept is not None else 0)  # Slots that were lost do not make the past valid.
         if desired.generation < seen:
             raise UntrustedError(
                 f"desired state of the {source}: generation {desired.generation} is older than {seen}, which was seen"
             )
-        if desired != self._documents.get(source):
+        if desired != kept:
             self._documents[source] = desired
             try:
                 write_durably(self._path(source), envelope)
@@ -82,7 +84,10 @@ class DesiredState:
 
     def withdraw_override(self) -> bool:
         """Forget the override; ``True`` when there was one."""
-        self._path(DEVICE).unlink(missing_ok=True)
+        try:
+            self._path(DEVICE).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s: cannot be removed: %s", self._path(DEVICE), error)
         return self._documents.pop(DEVICE, None) is not None
 
     def _verified(self, source: str, envelope: bytes) -> Desired:

@@ -4,6 +4,7 @@ The agent never accepts on it. While no worker does, connections wait in its bac
 """
 
 import contextlib
+import logging
 import socket
 import threading
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from edgeops.errors import ConfigError, ConflictError
 from edgeops.files import write_durably
 from edgeops_runtime.config import parse_listen
+
+logger = logging.getLogger(__name__)
 
 _BACKLOG = 512
 _RETRY_S = 0.05
@@ -40,7 +43,11 @@ class Endpoint:
         else:
             host, port = self._socket.getsockname()[:2]
             self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        write_durably(address_file, f"{self.address}\n".encode())
+        try:
+            write_durably(address_file, f"{self.address}\n".encode())
+        except OSError as error:
+            # A full disk is no reason not to serve; who looks for a port that was drawn anew will not find it there.
+            logger.warning("%s: not written: %s; inferences are served at %s", address_file, error, self.address)
 
     def fileno(self) -> int:
         """The descriptor that workers inherit."""
@@ -92,7 +99,7 @@ def _listen_unix(path: Path) -> socket.socket:
         if path.is_socket():
             path.unlink()
         listening.bind(str(path))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         listening.close()
-        raise ConfigError(f"listen unix:{path}: {error.strerror or error}") from error
+        raise ConfigError(f"listen unix:{path}: {getattr(error, 'strerror', None) or error}") from error
     return listening

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import msgspec
 
 from edgeops.enrolment import Enrolment, EnrolmentRequest
-from edgeops.errors import ConfigError, RefusedError, TransientError
+from edgeops.errors import ConfigError, EdgeOpsError, RefusedError, TransientError
 from edgeops.files import write_durably
 from edgeops.selection import Attribute
 from edgeops.signing import PublicKey, SigningKey
@@ -71,14 +71,15 @@ def load_identity(directory: Path) -> Identity:
     """
     path = directory / IDENTITY_FILE
     try:
-        enrolment = msgspec.json.decode(path.read_bytes(), type=Enrolment)
+        identity = Identity(msgspec.json.decode(path.read_bytes(), type=Enrolment))
     except OSError as error:
         raise ConfigError(
             f"{path}: this device is not enrolled; run: edgeops-agent enrol ({error.strerror})"
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
         raise ConfigError(f"{path}: expected the answer of an enrolment: {error}") from error
-    return Identity(enrolment, SigningKey.load(directory / KEY_FILE))
+    identity.key = SigningKey.load(directory / KEY_FILE)
+    return identity
 
 
 def is_enrolled(directory: Path) -> bool:
@@ -131,7 +132,7 @@ def enrol(
     answer = (post or post_json)(url, msgspec.json.encode(request))
     try:
         identity = Identity(msgspec.json.decode(answer, type=Enrolment), key)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
         raise ConfigError(f"{url}: expected the answer of an enrolment: {error}") from error
     write_durably(directory / IDENTITY_FILE, answer, mode=0o600)
     return identity

@@ -17,6 +17,9 @@ from edgeops_runtime.telemetry import Window
 
 logger = logging.getLogger(__name__)
 
+_MAX_TEXT = 2000
+"""An engine may say as much as it likes; a record that is too large for the broker would never be told."""
+
 
 class Journal:
     """Writes records into the outbox, each with its stamp.
@@ -35,7 +38,8 @@ class Journal:
         """Something that the log should have."""
         logger.warning("%s: %s", kind, text)
         self._outbox.append(
-            Stream.EVENT, lambda sequence: Notice(**self._record(Stream.EVENT, sequence), kind=kind, text=text)
+            Stream.EVENT,
+            lambda sequence: Notice(**self._record(Stream.EVENT, sequence), kind=kind, text=_bounded(text)),
         )
 
     def transition(self, model: str, deployment: Deployment) -> None:
@@ -61,7 +65,7 @@ class Journal:
                 previous=deployment.previous,
                 variant=deployment.variant or None,
                 reason_class=deployment.reason_class,
-                reason=deployment.reason,
+                reason=_bounded(deployment.reason),
                 figures=deployment.figures,
             ),
         )
@@ -129,3 +133,7 @@ class Journal:
 def stamp(clock: TrustedClock, boot: int) -> Stamp:
     """Now, as records say it."""
     return Stamp(boot=boot, time=clock.now(), uptime_s=clock.uptime(), clock_trusted=clock.is_trusted)
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} …"

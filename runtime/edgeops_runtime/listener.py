@@ -127,7 +127,13 @@ class Listener:
                 return
             connection = Connection(accepted, self._handler, self._limits)
             self._open.add(connection)
-        threading.Thread(target=self._serve, args=(connection,), name="connection", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(connection,), name="connection", daemon=True).start()
+        except (RuntimeError, MemoryError):
+            # No memory for one more thread: this client has to come again, the others are served.
+            with self._changed:
+                self._open.discard(connection)
+            self._refused.add(accepted)
 
     def _serve(self, connection: Connection) -> None:
         try:

@@ -97,6 +97,10 @@ class Slots(_State, frozen=True, kw_only=True):
         barred = {**self.quarantine, self.candidate.digest: quarantine} if quarantine else self.quarantine
         return msgspec.structs.replace(self, candidate=None, quarantine=barred)
 
+    def without_current(self) -> "Slots":
+        """The current version cannot be read any more; the previous one, if there is one, takes its place. It is no defect."""
+        return msgspec.structs.replace(self, current=self.previous, previous=None)
+
     def fallen_back(self, reason: str) -> "Slots":
         """The current version is quarantined and the previous one takes its place."""
         if self.current is None or self.previous is None:

@@ -131,12 +131,12 @@ class Updater:
             return NotBrought(reason_class=ReasonClass.ENVIRONMENT, reason=f"storage: {error}")
 
     def _bring(self, order: Order, fetch: "_Fetch") -> Brought | NotBrought:
+        if not DIGEST_PATTERN.match(order.digest):  # Before it becomes part of a path.
+            raise ManifestError(f"{order.model} {order.version}: expected 'sha256:<64 hex>', got {order.digest!r}")
         if self._store.has_bundle(order.digest):
             found = self._check_assembled(order)
             if found is not None:
                 return found
-        if not DIGEST_PATTERN.match(order.digest):
-            raise ManifestError(f"{order.model} {order.version}: expected 'sha256:<64 hex>', got {order.digest!r}")
         fetch.blob(order.digest, None)
         envelope = self._store.blob_path(order.digest).read_bytes()
         manifest = self._manifest(order, envelope)
@@ -146,6 +146,13 @@ class Updater:
         variant, engine = chosen
         names = {variant.file, manifest.golden, *filter(None, [manifest.reference])}
         fetch.allow(sum(manifest.files[name].size_bytes for name in names))
+        missing = self._store.missing_bytes(
+            {manifest.files[name].digest: manifest.files[name].size_bytes for name in names}
+        )
+        free = self._store.free_bytes()
+        if free is not None and missing > free:
+            reason = f"storage: {missing} more bytes are needed, {free} are free"
+            return NotBrought(reason_class=ReasonClass.ENVIRONMENT, reason=reason)
         for name in sorted(names):
             fetch.blob(manifest.files[name].digest, manifest.files[name].size_bytes)
         self._store.assemble(
@@ -286,7 +293,11 @@ class _Fetch:
                     raise _SecurityError(f"{url}: expected at most {limit} bytes, more came")
                 if self.received_bytes > self._budget_bytes:
                     raise DownloadError(f"{url}: {self.received_bytes} bytes were received, the budget is used up")
-                partial.append(chunk, offset=place)
+                try:
+                    partial.append(chunk, offset=place)
+                except OSError:
+                    partial.discard()  # What was to be kept for the next try may be all the room that slots and outbox have.
+                    raise
                 place += len(chunk)
 
     def _pause(self, tries: int) -> None:

@@ -258,11 +258,19 @@ def _decode_tensors(message: _InferRequest, body: bytes, binary_start: int) -> t
         if tensor.name in feeds:
             raise TensorError(f"tensor {tensor.name!r}: given twice")
         size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
-        if size is None:
-            feeds[tensor.name] = _json_tensor(tensor)
-        else:
-            feeds[tensor.name] = _binary_tensor(tensor, body, binary_start, size)
-            binary_start += size
+        try:
+            if size is None:
+                feeds[tensor.name] = _json_tensor(tensor)
+            else:
+                feeds[tensor.name] = _binary_tensor(tensor, body, binary_start, size)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise
+        except (ValueError, OverflowError) as error:
+            # Sizes and numbers beyond numpy's are wrong requests, and must not count as errors of the device.
+            raise TensorError(
+                f"tensor {tensor.name!r}: not a {tensor.datatype} tensor of that shape: {error}"
+            ) from error
+        binary_start += size or 0
     return feeds, binary_start
 
 

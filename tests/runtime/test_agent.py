@@ -200,7 +200,7 @@ def test_device_override_wins_until_it_is_removed(station, bundle):
 
 
 def test_override_that_was_removed_while_the_device_was_away_is_forgotten(station, bundle, monkeypatch):
-    monkeypatch.setattr("edgeops_runtime.agent._OVERRIDE_WAIT_S", 0.3)
+    monkeypatch.setattr("edgeops_runtime.mailbox._OVERRIDE_WAIT_S", 0.3)
     station.start()
     first, second = bundle("1.0.0"), bundle("1.1.0")
     station.install(first)

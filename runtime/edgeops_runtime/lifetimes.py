@@ -1,0 +1,80 @@
+"""The life of an agent in its data directory: one at a time holds it, and each start is counted."""
+
+import fcntl
+import logging
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from edgeops.errors import ConfigError, ConflictError
+from edgeops.files import write_durably
+
+logger = logging.getLogger(__name__)
+
+_BOOT_FILE = "boot"
+_LOCK_FILE = "lock"
+_TRIES, _RETRY_S = 20, 0.05
+
+
+def lock_directory(directory: Path) -> BinaryIO:
+    """Hold a data directory as long as the returned file is open, so that no two agents share it.
+
+    Raises:
+        ConflictError: Another agent has it.
+        ConfigError: It cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / _LOCK_FILE).open("ab")
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from error
+    waiter = threading.Event()
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            waiter.wait(_RETRY_S)  # The agent before may be on its last moments.
+        else:
+            return lock
+    lock.close()
+    raise ConflictError(f"{directory}: another agent runs on it")
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether an agent runs on a data directory."""
+    try:
+        with (directory / _LOCK_FILE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def read_boot(directory: Path) -> int | None:
+    """How many times an agent has started; ``None`` where the file is damaged."""
+    try:
+        return int((directory / _BOOT_FILE).read_text())
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        logger.warning("%s: cannot be read: %s", directory / _BOOT_FILE, error)
+        return None
+
+
+def count_boot(directory: Path, *, now: float) -> int:
+    """One more start; a disk that refuses only costs the count.
+
+    Args:
+        directory: The data directory.
+        now: Unix time in seconds. A count that was lost goes on from there: one that began anew would let the server take
+            everything that this device says of itself for old.
+    """
+    boot = read_boot(directory)
+    boot = boot + 1 if boot is not None else int(now)
+    try:
+        write_durably(directory / _BOOT_FILE, f"{boot}\n".encode())
+    except OSError as error:
+        logger.warning("%s: %s", directory / _BOOT_FILE, error)
+    return boot
