@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ def convert_command(
     processing = _read_processing(processing_file) if processing_file is not None else _Processing()
     labels = _read_labels(labels_file) if labels_file is not None else ()
     keys = [SigningKey.load(path) for path in key_files]
-    with _progress() as on_step:
+    # What the user's code prints is no part of the figures.
+    with _progress() as on_step, redirect_stdout(sys.stderr):
         conversion = convert(
             source,
             data=data,
@@ -179,9 +180,9 @@ def _show(conversion: Conversion, *, is_signed: bool) -> None:
     report = conversion.report
     click.echo(f"{report.name} {report.version} from {report.source.label}: {report.evaluation_rows} held-out rows")
     click.echo(
-        f"{'variant':<14}{'size':>11}{'latency':>12}{'':>8}{'accuracy (95 %)':>24}{'drop':>9}{'agree':>9}{'SQNR':>10}"
+        f"{'variant':<14}{'size':>11}{'latency':>12}{'':>8}{'accuracy (95 %)':>27}{'drop':>9}{'agree':>9}{'SQNR':>10}"
     )
-    click.echo(f"{'source':<14}{'':>31}{_interval(report.source.accuracy):>24}")
+    click.echo(f"{'source':<14}{'':>31}{_interval(report.source.accuracy):>27}")
     for variant in report.variants:
         click.echo(_row(variant))
     for note in report.notes:
@@ -200,7 +201,7 @@ def _row(variant: VariantReport) -> str:
     noise = f"{variant.sqnr_db:.1f} dB" if variant.sqnr_db is not None else "exact"
     return (
         f"{variant.name:<14}{variant.size_bytes / 1000:>8.1f} kB{variant.latency_ms:>9.3f} ms{speedup:>8}"
-        f"{_interval(variant.accuracy):>24}{drop:>9}{agreement:>9}{noise:>10}"
+        f"{_interval(variant.accuracy):>27}{drop:>9}{agreement:>9}{noise:>10}"
     )
 
 

@@ -3,6 +3,7 @@
 Each step is a module of its own; this one puts them in order and hands values on. Nothing is written before the gate has passed.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgeops import processing
 from edgeops.bundle import Bundle
-from edgeops.errors import ConflictError, ExportError, RecipeError
+from edgeops.errors import ConflictError, ExportError, RecipeError, TransientError
 from edgeops.files import digest_bytes
 from edgeops.manifest import Lineage, Operator, parse_version
 from edgeops.processing import Tensors
@@ -117,8 +118,7 @@ def convert(
     )
     check_name("model", name)
     parse_version(version)
-    if Path(output).exists():
-        raise ConflictError(f"{output}: exists already; choose another directory or version")
+    _check_output(Path(output))
     steps = Steps(on_step, clock=time.perf_counter)
 
     with tempfile.TemporaryDirectory(prefix="edgeops-convert-") as directory:
@@ -184,6 +184,15 @@ def convert(
                 keys=keys,
             )
     return Conversion(bundle=bundle, report=report)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse early what could not be written minutes later."""
+    if os.path.lexists(output):
+        raise ConflictError(f"{output}: exists already; choose another directory or version")
+    above = next(parent for parent in output.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise TransientError(f"{output}: cannot be made, {above} is no directory that can be written to")
 
 
 def _read_data(data: SampleSource, evaluation: SampleSource, recipe: Recipe) -> tuple[Samples, Samples]:

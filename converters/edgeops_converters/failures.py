@@ -80,7 +80,7 @@ def _layer(error: BaseException, module: "nn.Module") -> str:
         for frame in _frames(link.__traceback__):
             layer = frame.get("self")
             if names.get(id(layer)):
-                found = f"layer {names[id(layer)].removeprefix('module.')!r} ({type(layer).__name__})"
+                found = _said(names[id(layer)], layer)
             elif traced := _traced_layer(frame, {name: layer for name, layer in module.named_modules() if name}):
                 found = traced
     return found
@@ -93,8 +93,15 @@ def _traced_layer(frame: dict[str, Any], layers: "dict[str, nn.Module]") -> str:
     for path, _ in reversed((stack or {}).values()):
         for name in sorted(layers, key=len, reverse=True):
             if str(path).replace("']", "").endswith(f".{name}") or path == name:
-                return f"layer {name.removeprefix('module.')!r} ({type(layers[name]).__name__})"
+                return _said(name, layers[name])
     return ""
+
+
+def _said(name: str, layer: object) -> str:
+    """A layer as its author names it; ours around the whole is called ``module``."""
+    return (
+        type(layer).__name__ if name == "module" else f"layer {name.removeprefix('module.')!r} ({type(layer).__name__})"
+    )
 
 
 def _frames(trace: TracebackType | None) -> list[dict[str, Any]]:

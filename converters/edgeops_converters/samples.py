@@ -110,10 +110,12 @@ def _read(source: SampleSource, what: str) -> tuple[str, dict[str, NDArray[Any]]
     path = Path(source)
     try:
         # numpy leaves the file open when it is damaged, so it is opened here.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise RecipeError(f"{path}: expected an .npz file with one array for each input, got a single array")
-            return str(path), {name: archive[name] for name in archive.files}
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise RecipeError(f"{path}: expected an .npz file (numpy.savez) with {what}, one array for each input")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                return str(path), {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RecipeError(f"{path}: expected an .npz file with {what}: {error}") from error
 
@@ -129,7 +131,7 @@ def _checked(samples: Samples) -> Samples:
         if str(array.dtype) not in PROTOCOL_NAMES or array.dtype == np.float64:
             raise RecipeError(f"{samples.where}: {name!r}: dtype {array.dtype} does not go to a device; {_hint(array)}")
         if array.ndim == 0 or 0 in array.shape:
-            raise RecipeError(f"{samples.where}: {name!r}: expected rows, got an empty array of shape {array.shape}")
+            raise RecipeError(f"{samples.where}: {name!r}: expected rows with values, got the shape {array.shape}")
         if len(array) < _FEWEST_ROWS:
             raise RecipeError(f"{samples.where}: {name!r}: expected at least {_FEWEST_ROWS} rows, got {len(array)}")
         if len(array) != samples.rows:

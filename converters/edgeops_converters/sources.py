@@ -26,6 +26,7 @@ from edgeops_converters.failures import explain
 from edgeops_converters.sessions import OnnxSession
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 BATCH = "batch"
@@ -103,7 +104,7 @@ def _make(path: Path, function: str) -> "nn.Module":
     with _importable(path.absolute().parent):
         try:
             module = _import(path)
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise ExportError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
         make = getattr(module, function, None)
         if not callable(make):
@@ -111,7 +112,7 @@ def _make(path: Path, function: str) -> "nn.Module":
             raise ExportError(f"{path}: no function {function!r}; it has {', '.join(known) or 'none'}")
         try:
             made = make()
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise ExportError(f"{path}:{function} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, load("torch").nn.Module):
         raise ExportError(f"{path}:{function}: expected a torch.nn.Module, got {type(made).__name__}")
@@ -226,11 +227,7 @@ def _tried(
         except Exception as error:  # the user's own code runs here
             shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in chunk.items())
             raise ExportError(f"{label}: fails on rows of the data ({shapes}): {explain(error, module)}") from error
-        for name, value in outputs.items():
-            if value.ndim == 0 or len(value) != count:
-                raise ExportError(
-                    f"{label}: output {name!r}: expected one row for each of {count} input rows, got {list(value.shape)}"
-                )
+        _check_outputs(label, outputs, rows=count)
     output_names = list(outputs)
     return Model(
         label=label,
@@ -242,6 +239,19 @@ def _tried(
         answer=answer,
         module=wrapped,
     )
+
+
+def _check_outputs(label: str, outputs: "Mapping[str, torch.Tensor]", *, rows: int) -> None:
+    """Refuse outputs that cannot be served: none, a dtype that no device has, or not one row for each row of the inputs."""
+    if not outputs:
+        raise ExportError(f"{label}: forward returns nothing; expected a tensor, a tuple or a mapping of tensors")
+    for name, value in outputs.items():
+        if str(value.dtype).removeprefix("torch.") not in PROTOCOL_NAMES:
+            raise ExportError(f"{label}: output {name!r}: {value.dtype} does not go to a device; return .float() of it")
+        if value.ndim == 0 or len(value) != rows:
+            raise ExportError(
+                f"{label}: output {name!r}: expected one row for each of {rows} input rows, got {list(value.shape)}"
+            )
 
 
 def _positional(module: "nn.Module", parameters: Sequence[str]) -> "nn.Module":

@@ -1,6 +1,7 @@
 """The steps of a conversion: told as they begin, and timed."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 
 from edgeops.errors import TransientError
@@ -31,6 +32,8 @@ class Steps:
         try:
             yield
         except OSError as error:
-            raise TransientError(f"{name}: {error}") from error
+            # Writing to an open file names none.
+            where = "" if error.filename is not None else f" (in {tempfile.gettempdir()}, or where the bundle is to be)"
+            raise TransientError(f"{name}: {error}{where}") from error
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + self._clock() - begin, 3)

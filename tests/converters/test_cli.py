@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,40 @@ def test_a_model_becomes_a_signed_bundle_with_figures_on_standard_output(folder)
     assert "export onnx" in done.stderr
 
 
+def test_what_the_users_code_prints_is_no_part_of_the_json(folder):
+    (folder / "chatty.py").write_text(
+        "import torch\n"
+        "print('imported')\n"
+        "class Chatty(torch.nn.Flatten):\n"
+        "    def forward(self, image):\n"
+        "        print('asked')\n"
+        "        return super().forward(image)[:, :4]\n"
+        "def make():\n"
+        "    print('made')\n"
+        "    return Chatty().eval()\n"
+    )
+    done = run(folder, "chatty.py:make", *usual(), "--formats", "onnx", "--precisions", "float", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "quarters"
+    assert "imported" in done.stderr
+
+
+def test_an_interrupted_conversion_leaves_nothing(folder):
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [EDGEOPS, "convert", f"{TINY}:tiny", *usual()],
+        cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)},
+    )  # fmt: skip
+    with process:
+        for line in process.stderr:
+            if "export onnx" in line:
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert not list(scratch.glob("edgeops-*"))
+    assert not (folder / "bundle").exists()
+
+
 def test_the_steps_and_a_table_are_shown_on_a_terminal(folder, onnx_source):
     leader, follower = os.openpty()
     process = subprocess.Popen(
@@ -89,6 +124,8 @@ def test_the_steps_and_a_table_are_shown_on_a_terminal(folder, onnx_source):
         ([f"{TINY}:tiny", *usual(**{"--data": "gone.npz"})], 1, "gone.npz"),
         ([f"{TINY}:tiny", *usual(), "--key", "gone.key"], 1, "gone.key: expected a private key"),
         ([f"{TINY}:tiny", *usual(), "--processing", "calib.npz"], 1, "calib.npz: expected {"),
+        ([f"{TINY}:tiny", *usual(**{"-o": "calib.npz"})], 1, "calib.npz: exists already"),
+        ([f"{TINY}:tiny", *usual(**{"-o": "calib.npz/bundle"})], 1, "calib.npz is no directory"),
         ([f"{TINY}:tiny", *usual(), "--target", "mips"], 2, "--target"),
         ([f"{TINY}:tiny", *usual(), "--parent", "1.0.0"], 2, "sha256"),
         ([f"{TINY}:tiny", "--data", "calib.npz"], 2, "--eval"),

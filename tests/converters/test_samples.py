@@ -31,7 +31,7 @@ def test_calibration_leaves_labels_aside():
     [
         ({}, "one key for each input"),
         ({"labels": np.zeros(4, np.int64)}, "one key for each input"),
-        ({"x": np.zeros((0, 3), np.float32)}, "'x'.*empty"),
+        ({"x": np.zeros((0, 3), np.float32)}, r"'x'.*rows with values, got the shape \(0, 3\)"),
         ({"x": rows(1)}, "'x'.*at least 2 rows, got 1"),
         ({"x": rows(), "y": rows(5)}, "'y' has 5 rows where others have 4"),
         ({"x": rows().astype(np.float64)}, r"'x'.*float64.*astype\(numpy.float32\)"),
@@ -76,6 +76,12 @@ def test_a_damaged_file_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=r"calib\.npz"):
         read_calibration(path)
+
+
+def test_a_single_array_is_no_archive(tmp_path):
+    np.save(tmp_path / "data.npy", rows())
+    with pytest.raises(RecipeError, match=r"data\.npy: expected an \.npz file \(numpy\.savez\)"):
+        read_calibration(tmp_path / "data.npy")
 
 
 def test_a_missing_file_is_named(tmp_path):

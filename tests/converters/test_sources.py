@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from edgeops.errors import ExportError, RecipeError
+from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sources import open_model
 
@@ -69,6 +70,8 @@ def test_the_digest_tells_weights_apart(linear):
         ("def make():\n    return 7", "make", r"expected a torch\.nn\.Module, got int"),
         ("def make():\n    return nn.Linear(6, 3).eval()", "build", "no function 'build'; it has make"),
         ("def make():\n    raise OSError('weights.bin')", "make", "OSError: weights.bin"),
+        ("import sys\nsys.exit(3)", "make", "cannot be imported: SystemExit: 3"),
+        ("def make():\n    raise SystemExit('usage')", "make", "make failed: SystemExit: usage"),
         ("import no_such_library_anywhere", "make", "cannot be imported.*no_such_library_anywhere"),
         ("def make(:", "make", "cannot be imported.*SyntaxError"),
         ("def make():\n    return nn.Linear(7, 3).eval()", "make", r"fails on rows.*float32 \[1, 6\].*shape"),
@@ -125,3 +128,35 @@ def test_an_output_that_is_no_tensor_is_refused():
 
     with pytest.raises(ExportError, match="output 'text' of forward is str"):
         open_model(Talk().eval(), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda x: (), "forward returns nothing"),
+        (torch.fft.fft, r"output 'output': torch\.complex64 does not go to a device"),
+        (
+            lambda x: {"logits": x.bfloat16()},
+            r"output 'logits': torch\.bfloat16 does not go to a device; return \.float",
+        ),
+    ],
+)
+def test_an_output_that_no_device_can_give_is_refused(forward, said):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    with pytest.raises(ExportError, match=said):
+        open_model(Odd().eval(), ROWS)
+
+
+def test_a_failure_in_the_outermost_layer_has_the_name_of_its_class(tmp_path):
+    class Picky(nn.Module):
+        def forward(self, x):
+            if x.sum() > 0:
+                return x
+            return -x
+
+    model = open_model(Picky().eval(), ROWS)
+    with pytest.raises(ExportError, match=r"does not export to ONNX: Picky: .*depends on the values of the input"):
+        EXPORTERS["onnx"].export(model, ROWS, tmp_path / "model.onnx")
