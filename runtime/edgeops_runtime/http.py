@@ -109,10 +109,11 @@ class Connection:
         self._is_last = True
 
     def hang_up(self) -> None:
-        """Take no further request; one that is there already is answered. Called by any thread."""
+        """Take no further request; one that is there, or has begun to come, is answered. Called by any thread."""
         self._is_last = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)
+        if not self._reader.has_begun:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RD)
 
     def _prepare(self) -> None:
         if self._socket.family != socket.AF_UNIX:

@@ -35,7 +35,8 @@ class Incumbent:
         crew: Starts and ends workers.
         uptime: Monotonic time in seconds.
         notice: Takes ``(kind, text)`` for the log.
-        on_crash_loop: Asked after :data:`QUICK_DEATHS`, with the reason; returns whether it put another version in place.
+        on_crash_loop: Asked after :data:`QUICK_DEATHS` and after each that follows, with the reason; returns whether it put another
+            version in place, or stopped this one.
         on_change: Told when it begins or ceases to serve.
     """
 
@@ -134,7 +135,7 @@ class Incumbent:
         if self._is_paused:
             return  # It is started when it is wanted again.
         self._quick_deaths = self._quick_deaths + 1 if lived_s < QUICK_DEATH_S else 0
-        if self._quick_deaths == QUICK_DEATHS and self._on_crash_loop(text):
+        if self._quick_deaths >= QUICK_DEATHS and self._on_crash_loop(text):
             return
         if self._quick_deaths <= 1:
             self._start()

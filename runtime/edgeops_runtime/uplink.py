@@ -1,8 +1,8 @@
 """What the device tells the server: that it is there and how it is (birth), the records of its outbox, that it goes (death).
 
-What is in a record is the part of :mod:`edgeops_runtime.journal`, which goes when of :mod:`edgeops_runtime.sender`. Births are not
-acknowledged, and a server that has just started may not listen yet when its devices are back already; so each connection is followed
-by a second and a third one soon, and by one every few minutes.
+What is in a record is the part of :mod:`edgeops_runtime.journal`, which goes when of :mod:`edgeops_runtime.sender`. Nobody
+acknowledges a birth, and a server that has just started may not listen yet when its devices are back already; so each connection
+is followed by a second and a third birth soon, and by one every few minutes.
 """
 
 import contextlib

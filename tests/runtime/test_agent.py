@@ -449,3 +449,68 @@ def test_data_directory_of_another_model_is_refused(station, bundle):
     with pytest.raises(ConfigError, match="belongs to the model 'digits'"):
         station.start()
     station.agent = None
+
+
+def test_birth_that_nobody_heard_is_repeated(station, bundle, monkeypatch):
+    monkeypatch.setattr("edgeops_runtime.uplink._BIRTHS_AFTER_S", (0.05, 0.05))
+    monkeypatch.setattr("edgeops_runtime.uplink._BIRTH_EVERY_S", 0.1)
+    station.start()
+    eventually(lambda: len(station.births) >= 6, station.births)
+    assert {birth.session for birth in station.births} == {1}
+
+
+def test_report_is_a_window_and_a_birth(station, bundle):
+    station.settings["telemetry_window_s"] = 3600
+    station.start()
+    station.install(bundle("1.0.0"))
+    eventually(lambda: station.births[-1].models[0].state == "committed", station.births)
+    births = len(station.births)
+    station.command_device(Command(id="c", kind=CommandKind.REPORT, expires=time.time() + 60))
+    eventually(lambda: len(station.births) > births)
+    eventually(station.telemetry)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_current_version_whose_files_are_damaged_is_fetched_anew(station, bundle, damage):
+    station.start()
+    first = bundle("1.0.0")
+    station.install(first)
+    path = station.agent._blobs.bundle_path(first.digest) / "model.onnx"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1])
+    else:
+        path.unlink()
+    os.kill(station.agent._incumbent.process.pid, signal.SIGKILL)
+    eventually(lambda: station.states("1.0.0").count("committed") == 2, lambda: station.transitions("1.0.0"))
+    assert station.answer() == "1.0.0"
+    (text,) = station.notices("bundle-damaged")
+    assert "model.onnx" in text
+    assert not station.agent._store.slots.quarantine
+
+
+def test_damaged_files_of_an_upgrade_give_way_to_the_version_before_and_are_no_defect(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    second = bundle("1.1.0", window={"latency_ns": 1_000_001})  # Files that are alike are one file on the device.
+    station.install(second)
+    station.blobs.blobs.clear()  # The server is gone.
+    (station.agent._blobs.bundle_path(second.digest) / "model.onnx").write_bytes(b"")
+    os.kill(station.agent._incumbent.process.pid, signal.SIGKILL)
+    eventually(lambda: station.notices("bundle-damaged"), station.records)
+    eventually(lambda: station.agent._incumbent.is_serving)
+    assert station.answer() == "1.0.0"
+    assert not station.agent._store.slots.quarantine
+
+
+def test_what_an_engine_says_at_length_is_cut_and_told(station, bundle):
+    station.start()
+    station.install(bundle("1.0.0"))
+    with Hammer(station):
+        station.desire(
+            station.target(
+                None,
+                rollout=bundle("1.2.0", shadow={"failed": 1, "reason": "x" * 300_000}),
+                trial=Trial(shadow_requests=2, deadline_s=60),
+            )
+        )
+        assert len(station.wait_for("1.2.0", "rolled_back").reason) < 3000

@@ -174,3 +174,53 @@ print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
         [sys.executable, "-c", program, str(station.data)], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_stopped_agent_does_not_wait_for_idle_clients_and_answers_the_request_that_is_on_its_way(
+    station, make_bundle, run_agent
+):
+    station.start()
+    station.install(make_bundle("1.0.0"))
+    station.stop()
+    process = run_agent()
+    eventually(lambda: serves(station) == "1.0.0")
+    host, _, port = station.address.rpartition(":")
+    clients = [http.client.HTTPConnection(host, int(port), timeout=20) for _ in range(3)]
+    for client in clients:
+        client.request("GET", "/v2/health/ready")
+        assert client.getresponse().read()
+    body = json.dumps({"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": [0.1] * 784}]})
+    busy = clients[0]
+    busy.putrequest("POST", "/v2/models/digits/infer")
+    busy.putheader("Content-Length", str(len(body)))
+    busy.endheaders(body[:100].encode())
+    process.send_signal(signal.SIGTERM)
+    (worker,) = children(process.pid)
+    # The idle ones are closed while the one that is busy has sent half of its request only.
+    assert clients[1].sock.recv(1) == clients[2].sock.recv(1) == b""
+    busy.send(body[100:].encode())
+    response = busy.getresponse()
+    assert (response.status, response.getheader("Connection")) == (200, "close")
+    assert json.loads(response.read())["model_version"] == "1.0.0"
+    assert process.wait(timeout=8) == 0
+    assert has_ended(worker)
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("name", ["identity.json", "device.key"])
+def test_damaged_identity_is_an_error_that_names_the_file(station, name):
+    station.write_identity()
+    (station.data / name).write_bytes(b"\xff garbage")
+    config = station.directory / "agent.toml"
+    config.write_text(f'data = "{station.data}"\nlisten = "127.0.0.1:0"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeops_runtime", "run", "--config", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert f"{station.data / name}: expected" in done.stderr
+    assert "Traceback" not in done.stderr

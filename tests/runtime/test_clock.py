@@ -1,5 +1,7 @@
 """When to believe the clock."""
 
+import pytest
+
 from edgeops_runtime.clock import RELEASED, SystemClock, TrustedClock
 
 YEAR = 365 * 86400.0
@@ -54,3 +56,10 @@ def test_older_document_does_not_lower_the_floor(tmp_path):
 def test_damaged_file_counts_as_none(tmp_path):
     (tmp_path / "clock").write_text("soon")
     assert TrustedClock(FakeClock(RELEASED), tmp_path / "clock").floor == RELEASED
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e999"])
+def test_floor_that_is_no_moment_counts_as_none(tmp_path, text):
+    path = tmp_path / "clock"
+    path.write_text(text)
+    assert TrustedClock(SystemClock(), path).is_trusted

@@ -193,3 +193,35 @@ def test_cancelled_download_ends_without_a_verdict(store, server, bundle, releas
     cancelled.set()
     thread.join(timeout=10)
     assert results == [None]
+
+
+def test_bundle_that_does_not_fit_on_the_disk_is_not_begun(server, bundle, release_key, tmp_path):
+    class SmallStore(BlobStore):
+        def free_bytes(self) -> int:
+            return 1000
+
+    store = SmallStore(tmp_path / "device")
+    result = bring(updater(store, release_key), server, bundle)
+    assert result.reason_class is ReasonClass.ENVIRONMENT
+    assert "more bytes are needed, 1000 are free" in result.reason
+    assert [digest for digest, _ in server.requests] == [bundle.digest]
+
+
+def test_digest_that_is_a_path_touches_nothing(store, server, bundle, release_key, tmp_path):
+    (tmp_path / "device" / "precious").mkdir()
+    (tmp_path / "device" / "precious" / "manifest.json").write_text("{}")
+    result = bring(updater(store, release_key), server, bundle, digest="../precious")
+    assert result.reason_class is ReasonClass.INCOMPATIBLE
+    assert (tmp_path / "device" / "precious" / "manifest.json").exists()
+
+
+def test_disk_that_fills_up_under_a_download_gets_its_room_back(store, server, bundle, release_key, monkeypatch):
+    def full(_self, _data: bytes, *, offset: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    server.break_after = 100
+    digest = bundle.manifest.files["golden.npz"].digest
+    store.partial(digest).append(b"x" * 10, offset=0)
+    monkeypatch.setattr("edgeops_runtime.blobs.PartialBlob.append", full)
+    assert bring(updater(store, release_key), server, bundle).reason_class is ReasonClass.ENVIRONMENT
+    assert store.partial(bundle.digest).size_bytes == 0

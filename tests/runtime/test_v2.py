@@ -308,3 +308,23 @@ def test_a_fault_of_our_own_is_answered_as_one(echo):
     assert "internal error: KeyError" in answer["error"]
     window = service._model.window()
     assert (window.requests, window.errors) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"shape": [0, 10**30], "data": []},
+        {"shape": [1] * 70, "data": [1]},
+        {"shape": [1], "data": [10**400]},
+        {"shape": [10**400], "data": [1]},
+        {"shape": [0, 2**62, 2**62], "parameters": {"binary_data_size": 0}},
+    ],
+)
+def test_sizes_and_numbers_beyond_all_bounds_are_the_callers_fault_and_not_counted_as_errors(model, tensors):
+    text = msgspec.json.encode({"inputs": [{"name": "image", "datatype": "FP32", **tensors}]})
+    headers = {b"inference-header-content-length": str(len(text)).encode()}
+    before = model.counters().errors
+    response = Service(model)(Request(b"POST", b"/v2/models/digits/infer", headers, text, keep_alive=True))
+    assert response.status == 400
+    assert b"image" in response.body[0]
+    assert model.counters().errors == before

@@ -1,11 +1,13 @@
 """Real worker processes, told what to do as the agent does."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
 import threading
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -426,3 +428,23 @@ def test_a_worker_does_not_stop_on_a_full_pipe(make_bundle, listening, client):
         ours.close()
         os.close(read)
         os.close(write)
+
+
+def test_worker_that_can_have_no_more_threads_turns_clients_away_and_serves_the_others(
+    make_bundle, start_worker, listening, client
+):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    client.infer(images(1))
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    data_bytes = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData"))
+    resource.prlimit(worker.process.pid, resource.RLIMIT_DATA, (data_bytes + (20 << 20),) * 2)
+    crowd = [socket.create_connection(listening.getsockname(), timeout=20) for _ in range(12)]
+    answers = []
+    for each in crowd:
+        each.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers.append(each.recv(1000).split()[1])
+    assert set(answers) == {b"200", b"503"}
+    for each in crowd:
+        each.close()
+    client.infer(images(1))
