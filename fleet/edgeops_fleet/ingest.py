@@ -32,14 +32,15 @@ from edgeops.messages import (
     encode_json,
 )
 from edgeops.selection import Attribute
-from edgeops.signals import Profile
 from edgeops.topics import Topics, Upstream
 from edgeops_fleet.devices import apply_birth, apply_death, apply_transition
 from edgeops_fleet.drift import WindowObservation
 from edgeops_fleet.rollout_records import record_transition
-from edgeops_fleet.schema import devices, events, samples, streams, windows
+from edgeops_fleet.samples import insert_sample
+from edgeops_fleet.schema import devices, events, streams
 from edgeops_fleet.sequences import Stored
-from edgeops_fleet.store import Store, StoreError, upsert
+from edgeops_fleet.store import Store, upsert
+from edgeops_fleet.telemetry import insert_window, observation_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class _Batch:
     marks: dict[_StreamKey, Stored] = field(default_factory=dict)
     observations: list[WindowObservation] = field(default_factory=list)
     touched: set[_StreamKey] = field(default_factory=set)
+    newest: int = 0
     records: int = 0
     duplicates: int = 0
     strangers: int = 0
@@ -97,15 +99,23 @@ class Ingest:
         link: To the broker; not opened here.
         topics: Of the fleet.
         observe: Called once for every stored telemetry window that has a profile, after the commit, in the order of the rows.
+        settled: Called when all windows up to a row's id are stored and were shown to ``observe``.
     """
 
     def __init__(
-        self, store: Store, link: Link, topics: Topics, *, observe: Callable[[WindowObservation], object]
+        self,
+        store: Store,
+        link: Link,
+        topics: Topics,
+        *,
+        observe: Callable[[WindowObservation], object],
+        settled: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._store = store
         self._link = link
         self._topics = topics
         self._observe = observe
+        self._settled = settled
         self.counters = Counters()
         self._queue: queue.Queue[Received | None] = queue.Queue(_QUEUE_LENGTH)
         self._marks: dict[_StreamKey, Stored] = {}
@@ -196,13 +206,15 @@ class Ingest:
         while not self._stopping.is_set():
             try:
                 self._commit([message])
-            except Exception as error:  # a record that cannot be stored must not end the writer
+            except Exception as error:  # noqa: BLE001 - a record that cannot be stored must not end the writer
                 if isinstance(error.__cause__, sa.exc.OperationalError):
                     logger.warning("ingest: waiting for the database: %s", error)
                     self._stopping.wait(_RETRY_S)
                     continue
                 self.counters.bad += 1
                 logger.warning("ingest: a message of %s cannot be stored: %s", message.device, error)
+                if isinstance(message.content, Record):
+                    self._pass_over(message.device, message.content, str(error))
             return
 
     def _commit(self, messages: list[_Message]) -> None:
@@ -215,9 +227,21 @@ class Ingest:
                     self._apply(connection, message, known[message.device], batch, now=now)
                 else:
                     self._ignore_stranger(message.device, batch)
-            for (device, epoch, stream), mark in batch.marks.items():
-                key = {"device": device, "epoch": epoch, "stream": stream}
-                upsert(connection, streams, key, {"contiguous": mark.contiguous, "ahead": mark.ahead})
+            _write_marks(connection, batch)
+        self._take_over(batch)
+
+    def _pass_over(self, device: str, record: StoredRecord, reason: str) -> None:
+        """A record that no database takes: say so in the log, and count it as stored, so that what follows is not held up."""
+        batch = _Batch()
+        key = (device, record.epoch, record.stream)
+        with self._store.write() as connection:
+            if device not in _known_devices(connection, {device}):
+                return
+            batch.marks[key] = self._mark(connection, key, batch).with_range(record.sequence, record.sequence)
+            batch.touched.add(key)
+            _write_marks(connection, batch)
+            text = f"{device}: record {record.sequence} of {record.stream} cannot be stored and is left out: {reason}"
+            self._store.note(connection, "device.bad_record", text, actor=device, device=device)
         self._take_over(batch)
 
     def _take_over(self, batch: _Batch) -> None:
@@ -229,6 +253,8 @@ class Ingest:
         self._acknowledge(batch.touched)
         for observation in batch.observations:
             self._observe(observation)
+        if batch.newest:
+            self._settled(batch.newest)
 
     def _acknowledge(self, touched: Iterable[_StreamKey]) -> None:
         acks: dict[tuple[str, str], dict[str, int]] = {}
@@ -317,11 +343,11 @@ class Ingest:
     ) -> None:
         match record:
             case Telemetry():
-                _insert_window(connection, device, record, now=now)
+                batch.newest = insert_window(connection, device, record, now=now)
                 if record.profile is not None:
-                    batch.observations.append(_observation(device, record, attributes, now=now))
+                    batch.observations.append(observation_of(device, record, attributes, now=now))
             case Sample():
-                _insert_sample(connection, device, record, now=now)
+                insert_sample(connection, device, record, now=now)
             case Transition():
                 self._insert_event(connection, device, record, now=now)
                 record_transition(connection, device, record, now=now)
@@ -379,32 +405,6 @@ class Ingest:
             logger.warning("messages of %s are ignored: it is not enrolled", device)
 
 
-def replay_windows(store: Store, observe: Callable[[WindowObservation], object]) -> int:
-    """Show every stored window to an observer, in the order in which they were stored; returns how many."""
-    query = (
-        sa.select(windows, devices.c.attributes)
-        .join(devices, devices.c.id == windows.c.device)
-        .where(windows.c.profile.is_not(None))
-        .order_by(windows.c.id)
-    )
-    count = 0
-    with store.read() as connection:
-        for row in connection.execution_options(yield_per=500).execute(query).mappings():
-            observe(
-                WindowObservation(
-                    time=row["received"],
-                    device=row["device"],
-                    attributes=row["attributes"],
-                    model=row["model"],
-                    version=row["version"],
-                    digest=row["digest"],
-                    profile=msgspec.msgpack.decode(row["profile"], type=Profile),
-                )
-            )
-            count += 1
-    return count
-
-
 def _refuse(reason: str) -> NoReturn:
     raise MessageError(reason)
 
@@ -423,65 +423,14 @@ def _known_devices(connection: sa.Connection, names: set[str]) -> dict[str, dict
     return {row.id: row.attributes for row in connection.execute(query)}
 
 
+def _write_marks(connection: sa.Connection, batch: _Batch) -> None:
+    for (device, epoch, stream), mark in batch.marks.items():
+        key = {"device": device, "epoch": epoch, "stream": stream}
+        upsert(connection, streams, key, {"contiguous": mark.contiguous, "ahead": mark.ahead})
+
+
 def _mark_seen(connection: sa.Connection, device: str, *, now: float) -> None:
     """Note that something came. A device that sends is there, even if its birth was lost."""
     was_gone = sa.and_(devices.c.id == device, sa.not_(devices.c.online), devices.c.last_seen < now - _AFTERLIFE_S)
     connection.execute(devices.update().where(was_gone).values(online=True))
     connection.execute(devices.update().where(devices.c.id == device).values(last_seen=now))
-
-
-def _insert_window(connection: sa.Connection, device: str, record: Telemetry, *, now: float) -> None:
-    connection.execute(
-        windows.insert().values(
-            device=device,
-            model=record.model,
-            version=record.version,
-            digest=record.digest,
-            start=record.start,
-            end=record.end,
-            received=now,
-            requests=record.requests,
-            rows=record.rows,
-            errors=record.errors,
-            not_finite=record.not_finite,
-            latency=msgspec.msgpack.encode(record.latency),
-            profile=msgspec.msgpack.encode(record.profile) if record.profile is not None else None,
-            host=msgspec.to_builtins(record.host),
-        )
-    )
-
-
-def _insert_sample(connection: sa.Connection, device: str, record: Sample, *, now: float) -> None:
-    if connection.execute(sa.select(samples.c.id).where(samples.c.id == record.id)).first() is not None:
-        return
-    connection.execute(
-        samples.insert().values(
-            id=record.id,
-            device=device,
-            received=now,
-            time=record.time,
-            model=record.model,
-            version=record.version,
-            digest=record.digest,
-            command=record.command,
-            request=record.request,
-            probability=record.probability,
-            predicted=record.predicted,
-            confidence=record.confidence,
-            inputs=msgspec.msgpack.encode(record.inputs),
-        )
-    )
-
-
-def _observation(device: str, record: Telemetry, attributes: dict[str, Attribute], *, now: float) -> WindowObservation:
-    if record.profile is None:
-        raise MessageError(f"{device}: a window without a profile is not observed")
-    return WindowObservation(
-        time=now,
-        device=device,
-        attributes=attributes,
-        model=record.model,
-        version=record.version,
-        digest=record.digest,
-        profile=record.profile,
-    )

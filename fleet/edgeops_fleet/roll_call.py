@@ -1,7 +1,7 @@
 """Asks every device to say again how it is, after the server was away from the broker.
 
-A device may have connected before the server subscribed, and its birth was lost then. The question is a command that nobody has to
-keep: a device that is away tells everything when it returns. Some devices are asked at each look, so that their answers come spread.
+A device may have connected before the server subscribed, and its birth was lost then. The question is a command that nobody has
+to keep: a device that is away tells everything when it returns. A few are asked at each look, so that their answers come spread.
 """
 
 import logging

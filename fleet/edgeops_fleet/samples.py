@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeops.errors import InputError, NotFoundError
 from edgeops.files import digest_bytes, sync_directory, write_durably
-from edgeops.messages import SampledTensor
+from edgeops.messages import Sample, SampledTensor
 from edgeops.tensors import NUMPY_NAMES
 from edgeops_fleet.catalog import Catalog
 from edgeops_fleet.schema import commands, datasets, samples
@@ -219,6 +219,29 @@ class Samples:
         if names and not 0 <= label < len(names):
             raise InputError(f"label {label}: expected 0 to {len(names) - 1}")
         return label
+
+
+def insert_sample(connection: sa.Connection, device: str, record: Sample, *, now: float) -> None:
+    """Store a sample; one whose id is there already changes nothing."""
+    if connection.execute(sa.select(samples.c.id).where(samples.c.id == record.id)).first() is not None:
+        return
+    connection.execute(
+        samples.insert().values(
+            id=record.id,
+            device=device,
+            received=now,
+            time=record.time,
+            model=record.model,
+            version=record.version,
+            digest=record.digest,
+            command=record.command,
+            request=record.request,
+            probability=record.probability,
+            predicted=record.predicted,
+            confidence=record.confidence,
+            inputs=msgspec.msgpack.encode(record.inputs),
+        )
+    )
 
 
 def collected(retrain: str, *, digest: str) -> sa.Select[Any]:

@@ -216,6 +216,16 @@ windows = sa.Table(
     sa.Index("windows_by_device", "device", "id"),
 )
 
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("window", sa.Integer, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+)
+"""What follows from all windows up to an id, so that those need not be kept."""
+
 samples = sa.Table(
     "samples",
     metadata,

@@ -4,11 +4,13 @@ A kill at any time is fine too: everything that matters is in the database, and 
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
 import threading
 import time
+from functools import partial
 from urllib.parse import urlsplit
 
 import msgspec
@@ -32,11 +34,12 @@ from edgeops_fleet.desired import Director
 from edgeops_fleet.devices import Devices
 from edgeops_fleet.enrolments import Enrolled, Enrolments
 from edgeops_fleet.ingest import Ingest
+from edgeops_fleet.retention import Retention
 from edgeops_fleet.retrain import Retraining
 from edgeops_fleet.rollout_records import Rollouts
 from edgeops_fleet.samples import Samples
 from edgeops_fleet.settings import Settings, split_address
-from edgeops_fleet.store import Clock, Store, get_setting, set_setting
+from edgeops_fleet.store import Clock, Store, StoreError, get_setting, set_setting
 from edgeops_fleet.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -104,6 +107,7 @@ class FleetServer:
             fleet=settings.fleet,
             directory=self._data / "retrains",
         )
+        self.retention = Retention(self.store, settings.retention)
         self._broker: EmbeddedBroker | None = None
         self._http: _HttpThread | None = None
         self._started: list[str] = []
@@ -137,12 +141,19 @@ class FleetServer:
             self.link,
             topics,
             tick_s=self.settings.controller.tick_s,
-            duties=(self.retraining.look,),
+            duties=(self.retraining.look, self.retention.look),
             steady=self._steady,
         )
-        self.ingest = Ingest(self.store, self.link, topics, observe=self.watch.observe)
+        self.ingest = Ingest(
+            self.store,
+            self.link,
+            topics,
+            observe=self.watch.observe,
+            settled=partial(self.watch.settled, self.store),
+        )
         count = self.watch.rebuild(self.store)
-        logger.info("drift monitor rebuilt from %d windows", count)
+        self.watch.keep(self.store)
+        logger.info("drift monitor: %d windows since its state was kept", count)
         self.ingest.start()
         self._started.append("ingest")
         connected = threading.Event()
@@ -176,6 +187,8 @@ class FleetServer:
         self.retraining.stop()
         if "ingest" in self._started:
             self.ingest.stop()
+            with contextlib.suppress(StoreError):
+                self.watch.keep(self.store)
         if "link" in self._started:
             self.link.close()
         self._started.clear()

@@ -61,6 +61,24 @@ class RetrainSection(_Section, frozen=True, kw_only=True):
     stop_with_server: bool = False
 
 
+class RetentionSection(_Section, frozen=True, kw_only=True):
+    """``[retention]``: what is kept, and for how long; what is older goes in small steps.
+
+    Attributes:
+        windows_days: Telemetry windows; figures of a device are sums over what is kept.
+        events_days: Transitions, notices and gaps as they came; the log is never cut.
+        samples_mb: Inputs of samples, in 10^6 bytes; the oldest go first, those of an open cause last.
+    """
+
+    windows_days: float = 30.0
+    events_days: float = 14.0
+    samples_mb: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if min(self.windows_days, self.events_days) < 1 or self.samples_mb <= 0:
+            raise ConfigError("[retention]: expected windows_days and events_days of 1 or more, and samples_mb above 0")
+
+
 class ControllerSection(_Section, frozen=True, kw_only=True):
     """``[controller]``: rhythm and validity.
 
@@ -105,6 +123,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     controller: ControllerSection = ControllerSection()
     drift: DriftSection = DriftSection()
     retrain: RetrainSection = RetrainSection()
+    retention: RetentionSection = RetentionSection()
 
     def __post_init__(self) -> None:
         check_name("fleet", self.fleet)

@@ -3,17 +3,27 @@
 What is drift and what is not is decided in :mod:`edgeops_fleet.drift`.
 """
 
-import threading
+import logging
+import time
+import zlib
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
 from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops_fleet.catalog import Catalog
 from edgeops_fleet.drift import DriftMonitor, DriftSettings, Level, Verdict, WindowObservation
-from edgeops_fleet.ingest import replay_windows
+from edgeops_fleet.schema import checkpoints
 from edgeops_fleet.settings import DriftSection
-from edgeops_fleet.store import Store
+from edgeops_fleet.store import Store, StoreError, upsert
+from edgeops_fleet.telemetry import replay_windows
+
+logger = logging.getLogger(__name__)
+
+_NAME = "drift"
+_KEEP_EVERY_S = 600.0
+"""A server that was killed replays what came in so many seconds at most, and what its start takes."""
 
 
 class Watch:
@@ -41,21 +51,45 @@ class Watch:
         except EdgeOpsError as error:
             raise ConfigError(f"[drift]: {error}") from error
         self._monitor = DriftMonitor(settings, catalog.reference)
-        self._lock = threading.Lock()
+        self._newest = self._kept = 0
+        self._kept_at = time.monotonic()
 
     def observe(self, observation: WindowObservation) -> bool:
         """Take in what a device counted; whether it counted."""
-        with self._lock:
-            return self._monitor.observe(observation)
+        return self._monitor.observe(observation)
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """The answers of now."""
-        with self._lock:
-            return self._monitor.verdicts()
+        return self._monitor.verdicts()
 
     def rebuild(self, store: Store) -> int:
-        """Show the monitor what was stored before; returns how many windows."""
-        return replay_windows(store, self.observe)
+        """Stand where the server stood: load the state that was kept, and show the monitor what was stored since; how many."""
+        with store.read() as connection:
+            row = connection.execute(sa.select(checkpoints).where(checkpoints.c.name == _NAME)).mappings().first()
+        if row is not None and self._monitor.load(msgspec.msgpack.decode(zlib.decompress(row["state"]))):
+            self._newest = self._kept = row["window"]
+        count, self._newest = replay_windows(store, self.observe, after=self._kept)
+        return count
+
+    def settled(self, store: Store, window: int) -> None:
+        """Everything up to this row was observed; called by the one who observes. Now and then the state is kept."""
+        self._newest = window
+        if time.monotonic() - self._kept_at >= _KEEP_EVERY_S:
+            try:
+                self.keep(store)
+            except StoreError as error:
+                logger.warning("drift: the state is not kept this time: %s", error)
+
+    def keep(self, store: Store) -> None:
+        """Write down where the monitor stands; while nobody observes, or by the one who does."""
+        self._kept_at = time.monotonic()
+        if self._newest == self._kept:
+            return
+        state = zlib.compress(msgspec.msgpack.encode(self._monitor.dump()), 1)
+        with store.write() as connection:
+            values = {"window": self._newest, "time": store.clock(), "state": state}
+            upsert(connection, checkpoints, {"name": _NAME}, values)
+        self._kept = self._newest
 
 
 def cohort_name(verdict: Verdict) -> str:

@@ -19,7 +19,7 @@ def test_reading_on_this_machine_is_open(rig):
 
 
 def test_reading_from_elsewhere_needs_the_token(rig, monkeypatch):
-    monkeypatch.setattr("edgeops_fleet.api._is_loopback", lambda _: False)
+    monkeypatch.setattr("edgeops_fleet.api.doorkeeper.is_loopback", lambda _: False)
     assert rig.api.call("GET", "/api/v1/devices", Authorization="")[0] == 401
     assert rig.api.call("GET", "/", Authorization="")[0] == 401
     assert rig.api.call("GET", "/api/v1/devices")[0] == 200

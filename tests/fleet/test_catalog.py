@@ -7,7 +7,7 @@ from fleet_rig import archive
 from edgeops.bundle import open_bundle
 from edgeops.files import digest_bytes
 from edgeops.signing import SigningKey
-from edgeops_fleet.api import parse_range
+from edgeops_fleet.api.bundles import parse_range
 
 
 def upload(rig, data, **headers):

@@ -382,3 +382,34 @@ def observed(reference, changes):
             )
         )
     return monitor.verdicts()[0]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 12, 40])
+def test_a_monitor_that_loads_a_kept_state_goes_on_exactly_where_the_other_stood(cut):
+    fleet = Fleet(settings=dataclasses.replace(SETTINGS, forget_slots=5))
+    fleet.run(10)
+    fleet.run(20, shifts={"south": 0.8})
+    fleet.run(10, digest="sha256:two")
+    fleet.run(20, digest="sha256:two")
+    first = DriftMonitor(fleet.settings, REFERENCES.get)
+    for observation in fleet.seen[: cut * 4 + 1]:
+        first.observe(observation)
+    kept = msgspec.msgpack.encode(first.dump())
+    second = DriftMonitor(fleet.settings, REFERENCES.get)
+    assert second.load(msgspec.msgpack.decode(kept))
+    assert second.verdicts() == first.verdicts()
+    for observation in fleet.seen[cut * 4 + 1 :]:
+        second.observe(observation)
+    assert second.verdicts() == fleet.monitor.verdicts()
+    assert second.dump() == fleet.monitor.dump()
+
+
+def test_a_kept_state_of_other_settings_or_references_is_not_taken():
+    fleet = Fleet()
+    fleet.run(5)
+    kept = fleet.monitor.dump()
+    other = DriftMonitor(dataclasses.replace(SETTINGS, tolerance=0.05), REFERENCES.get)
+    assert not other.load(kept)
+    assert other.verdicts() == ()
+    assert not DriftMonitor(SETTINGS, {}.get).load(kept)
+    assert not DriftMonitor(SETTINGS, {"sha256:one": reference_of(9)}.get).load(kept)

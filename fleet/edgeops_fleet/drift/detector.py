@@ -8,6 +8,8 @@ NEJSDS 2023. Everything is in logarithms, since a window may have ten thousand r
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +57,24 @@ class Detector:
         self._cusum = np.zeros(len(log_weights))
         self._starts = np.zeros(len(log_weights), dtype=np.int64)
         self.windows = 0
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that it remembers, as lists and numbers."""
+        return {
+            "log_r": self._log_r.tolist(),
+            "cusum": self._cusum.tolist(),
+            "starts": self._starts.tolist(),
+            "windows": self.windows,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Stand where another one with the same bets stood."""
+        self._log_r = np.asarray(state["log_r"], dtype=np.float64)
+        self._cusum = np.asarray(state["cusum"], dtype=np.float64)
+        self._starts = np.asarray(state["starts"], dtype=np.int64)
+        self.windows = state["windows"]
+        if not len(self._log_r) == len(self._cusum) == len(self._starts) == len(self._log_weights):
+            raise ValueError(f"expected {len(self._log_weights)} bets, got {len(self._log_r)}")
 
     def update(self, evidence: FloatArray) -> float:
         """Take in a window.

@@ -2,16 +2,17 @@
 
 Profiles of a time slot are added up and make one window of evidence; a profile that comes after its slot was closed counts in the
 oldest slot that is still open, since merged windows are valid evidence. What is decided depends on the observations and their
-order alone, so a server that starts again replays what it has stored and stands where it stood. Storing, clocks and the network
-are left to others.
+order alone, so a server that starts again loads a state that it kept,
+replays what came since, and stands where it stood. Storing, clocks and the network are left to others.
 """
 
 import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from typing import Any
 
 from edgeops.selection import Attribute
 from edgeops.signals import Profile, Reference
@@ -111,12 +112,53 @@ class DriftMonitor:
                 tracked.verdict = tracked.verdict or _verdict(key, tracked)
             return tuple(tracked.verdict for _, tracked in kept if tracked.verdict)
 
-    def _fits(self, observation: WindowObservation) -> bool:
-        if observation.digest not in self._references:
-            reference = self._reference_of(observation.digest)
+    def dump(self) -> dict[str, Any]:
+        """Everything that it remembers, as lists and numbers: what follows from all observations so far; exact."""
+        with self._lock:
+            return {
+                "settings": _plain(self.settings),
+                "slot": self._slot,
+                "tracked": [_dump_tracked(key, tracked) for key, tracked in self._tracked.items()],
+            }
+
+    def load(self, state: Mapping[str, Any]) -> bool:
+        """Stand where another monitor stood; ``False``, and nothing changed, when its settings or references were others."""
+        with self._lock:
+            if state.get("settings") != _plain(self.settings):
+                return False
+            try:
+                tracked = dict(self._load_tracked(each) for each in state["tracked"])
+            except (KeyError, ValueError, TypeError) as error:
+                logger.warning("drift: the state that was kept does not fit: %s", error)
+                return False
+            self._tracked, self._slot = tracked, state["slot"]
+            return True
+
+    def _load_tracked(self, state: Mapping[str, Any]) -> tuple[_Key, _Tracked]:
+        scope = Scope(level=Level(state["level"]), attribute=state["attribute"], name=state["name"])
+        key = _Key(scope=scope, model=state["model"], digest=state["digest"])
+        if not self._knows(key.digest) or self._references[key.digest][0] != state["reference"]:
+            raise ValueError(f"the reference of {key.digest} is another one")
+        stream = Stream(self._references[key.digest][2], self.settings)
+        stream.load(state["stream"])
+        windows = {slot: Window.load(window) for slot, window in state["open"]}
+        last = state["last_slot"]
+        return key, _Tracked(
+            version=state["version"], reference=state["reference"], stream=stream, open=windows, last_slot=last
+        )
+
+    def _knows(self, digest: str) -> bool:
+        """Whether a bundle has a reference; read once."""
+        if digest not in self._references:
+            reference = self._reference_of(digest)
             if reference is None:
                 return False
-            self._references[observation.digest] = (reference.id, reference, self._bets_of(reference))
+            self._references[digest] = (reference.id, reference, self._bets_of(reference))
+        return True
+
+    def _fits(self, observation: WindowObservation) -> bool:
+        if not self._knows(observation.digest):
+            return False
         identity, reference, _ = self._references[observation.digest]
         complaint = _complaint(observation.profile, identity, reference)
         if complaint:
@@ -183,6 +225,25 @@ class DriftMonitor:
             level = key.scope.level, key.scope.attribute
             counted[level] = counted.get(level, 0) + 1
         return counted
+
+
+def _plain(settings: DriftSettings) -> dict[str, Any]:
+    return {**asdict(settings), "cohort_attributes": list(settings.cohort_attributes)}
+
+
+def _dump_tracked(key: _Key, tracked: _Tracked) -> dict[str, Any]:
+    return {
+        "level": key.scope.level.value,
+        "attribute": key.scope.attribute,
+        "name": key.scope.name,
+        "model": key.model,
+        "digest": key.digest,
+        "version": tracked.version,
+        "reference": tracked.reference,
+        "open": [[slot, window.dump()] for slot, window in tracked.open.items()],
+        "last_slot": tracked.last_slot,
+        "stream": tracked.stream.dump(),
+    }
 
 
 def _complaint(profile: Profile, identity: str, reference: Reference) -> str:

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,36 @@ class Window:
             new = np.asarray(counts, dtype=np.int64)
             into[signal] = into[signal] + new if signal in into else new
 
+    def dump(self) -> dict[str, Any]:
+        """The same as lists and numbers."""
+        counts = {
+            stratum: {signal: array.tolist() for signal, array in by_signal.items()}
+            for stratum, by_signal in self.counts.items()
+        }
+        return {"start": self.start, "end": self.end, "rows": self.rows, "counts": counts}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> "Window":
+        """From what :meth:`dump` gave."""
+        counts = {
+            stratum: {signal: np.asarray(array, dtype=np.int64) for signal, array in by_signal.items()}
+            for stratum, by_signal in state["counts"].items()
+        }
+        return cls(start=state["start"], end=state["end"], rows=state["rows"], counts=counts)
+
+
+_REMEMBERED = (
+    "rows",
+    "windows",
+    "threshold",
+    "rows_needed",
+    "alarms",
+    "since",
+    "onset",
+    "windows_to_detect",
+    "rows_to_detect",
+)
+
 
 class Stream:
     """The windows of one scope under one reference.
@@ -92,6 +123,37 @@ class Stream:
         self.onset: float | None = None
         self.windows_to_detect: int | None = None
         self.rows_to_detect: int | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that it remembers, as lists and numbers; exact."""
+        return {
+            "strata": list(self._strata),
+            "detector": self._detector.dump(),
+            "fresh_rows": self._fresh_rows,
+            "told": self._told.tolist(),
+            "recent": [window.dump() for window in self._recent],
+            "past": [list(each) for each in self._past],
+            "state": self.state.value,
+            "history": list(self.history),
+            **{name: getattr(self, name) for name in _REMEMBERED},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Stand where another stream with the same reference and settings stood.
+
+        Raises:
+            ValueError: The state is of other bets.
+        """
+        self._strata = {stratum: self._bets_of(stratum) for stratum in state["strata"]}
+        self._detector.load(state["detector"])
+        self._fresh_rows = state["fresh_rows"]
+        self._told = np.asarray(state["told"], dtype=np.float64)
+        self._recent.extend(Window.load(each) for each in state["recent"])
+        self._past.extend((start, rows) for start, rows in state["past"])
+        self.state = DriftState(state["state"])
+        self.history.extend(state["history"])
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
 
     def absorb(self, window: Window, *, streams: int = 1) -> None:
         """Take in a closed window; one without rows says nothing, and no time passes for the detector.
