@@ -21,7 +21,7 @@ from edgeops.topics import check_name
 from edgeops_runtime.agent import ADDRESS_FILE, Agent
 from edgeops_runtime.config import Config, load_config
 from edgeops_runtime.desired import DesiredState
-from edgeops_runtime.host import installed_engines
+from edgeops_runtime.engines import available_engines
 from edgeops_runtime.identity import Identity, enrol, is_enrolled, load_identity
 from edgeops_runtime.lifetimes import is_locked, read_boot
 from edgeops_runtime.slots import SlotStore
@@ -108,7 +108,7 @@ def read_status(config: Config) -> dict[str, Any]:
         "running": is_locked(directory),
         "address": _read(directory / ADDRESS_FILE),
         "boot": read_boot(directory),
-        "engines": installed_engines(),
+        "engines": available_engines(),
         "generation": desired.generation,
         "model": slots.model or None,
         "current": msgspec.to_builtins(slots.current),
@@ -136,7 +136,7 @@ def _identity(config: Config, config_path: Path) -> Identity:
 
 def _attributes(pairs: tuple[str, ...], config: Config) -> dict[str, Attribute]:
     """What the device says of itself: the machine, then the configuration, then the command line."""
-    engines = installed_engines()
+    engines = available_engines()
     usable = [engine for engine in config.engines or engines if engine in engines]
     attributes: dict[str, Attribute] = {"arch": platform.machine(), "cpus": os.cpu_count() or 1}
     if usable:

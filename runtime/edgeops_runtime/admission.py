@@ -3,13 +3,13 @@
 Carrying it out is left to :mod:`edgeops_runtime.deployer`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
 from edgeops.errors import InputError
-from edgeops.manifest import Manifest, Variant, parse_version
+from edgeops.manifest import parse_version
 from edgeops.messages import ReasonClass, RolloutOrder, Target, Trial
 from edgeops.selection import BUCKETS, Attribute, in_wave, matches, position
 from edgeops_runtime.slots import Slots
@@ -177,71 +177,3 @@ def start_time(order: RolloutOrder, device: str) -> float:
     """When a device of the wave may start, Unix time in seconds: its place in the wave, spread over ``spread_s``."""
     share = position(device, rotation=order.rotation) / (BUCKETS * max(order.percent, 0.01) / _ENTITLED_PERCENT)
     return order.not_before + order.spread_s * min(share, 1.0)
-
-
-def choose_variant(
-    manifest: Manifest,
-    *,
-    engines: Mapping[str, str],
-    preference: Iterable[str] = (),
-    cpu: frozenset[str],
-    memory_bytes: int | None,
-) -> tuple[Variant, str] | str:
-    """The first variant that this device can run, with the engine for it.
-
-    Args:
-        manifest: Its variants stand in the order of its maker's preference.
-        engines: Installed engine → version.
-        preference: Engines that may be used, the preferred first; empty: any.
-        cpu: Flags of the CPU; empty: unknown, and then every demand counts as met.
-        memory_bytes: Available memory; ``None``: unknown.
-
-    Returns:
-        The variant and the engine, or the reasons why none will do.
-    """
-    allowed = tuple(preference) or tuple(engines)
-    objections = []
-    fitting: list[tuple[int, int, Variant, str]] = []
-    for place, variant in enumerate(manifest.variants):
-        objection = _objection(variant, cpu=cpu, memory_bytes=memory_bytes)
-        for engine, lowest in variant.engines.items():
-            if not objection and engine in allowed and engine in engines and _reaches(engines[engine], lowest):
-                rank = allowed.index(engine) if tuple(preference) else 0
-                fitting.append((rank, place, variant, engine))
-        objections.append(f"{variant.name}: {objection or f'needs {_demands(variant)}, has {_installed(engines)}'}")
-    if not fitting:
-        return "; ".join(objections)
-    _, _, variant, engine = min(fitting, key=lambda each: each[:2])
-    return variant, engine
-
-
-def _objection(variant: Variant, *, cpu: frozenset[str], memory_bytes: int | None) -> str:
-    missing = sorted(set(variant.requires.cpu) - cpu)
-    if cpu and missing:
-        return f"the CPU lacks {', '.join(missing)}"
-    needed = variant.requires.memory_mb << 20
-    if memory_bytes is not None and memory_bytes < needed:
-        return f"needs {variant.requires.memory_mb} MB of memory, {memory_bytes >> 20} MB are available"
-    return ""
-
-
-def _reaches(version: str, lowest: str) -> bool:
-    return _numbers(version) >= _numbers(lowest)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    numbers = []
-    for part in version.split("."):
-        digits = part[: next((i for i, character in enumerate(part) if not character.isdigit()), len(part))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
-
-
-def _demands(variant: Variant) -> str:
-    return " or ".join(f"{engine} {lowest}" for engine, lowest in variant.engines.items())
-
-
-def _installed(engines: Mapping[str, str]) -> str:
-    return ", ".join(f"{engine} {version}" for engine, version in engines.items()) or "no engine"

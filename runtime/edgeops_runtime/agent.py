@@ -30,6 +30,7 @@ from edgeops_runtime.deployment import Deployment
 from edgeops_runtime.desired import DesiredState
 from edgeops_runtime.downloads import Downloader, HttpDownloader
 from edgeops_runtime.endpoint import Endpoint
+from edgeops_runtime.engines import available_engines, choose_variant
 from edgeops_runtime.identity import Identity
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal, stamp
@@ -90,7 +91,7 @@ class Agent:
             self._link = link
             self._clock = TrustedClock(clock or SystemClock(), directory / "clock")
             self._boot = count_boot(directory, now=self._clock.now())
-            self._engines = host.installed_engines()
+            self._engines = available_engines()
             self._store = SlotStore(directory)
             self._set_model(config.model)
             self._endpoint = Endpoint(config.listen, address_file=directory / ADDRESS_FILE)
@@ -323,13 +324,14 @@ class Agent:
         self._uplink.state_changed()
 
     def _choose_variant(self, manifest: Manifest) -> tuple[Variant, str] | str:
-        return admission.choose_variant(
+        fitting, objections = choose_variant(
             manifest,
-            engines=self._engines,
+            self._engines,
             preference=self.config.engines,
             cpu=host.cpu_flags(),
             memory_bytes=host.available_memory_bytes(),
         )
+        return fitting[0] if fitting else objections
 
     def _deployment_changed(self, deployment: Deployment) -> None:
         self._uplink.state_changed()

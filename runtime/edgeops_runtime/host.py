@@ -1,31 +1,16 @@
-"""What can be known of the machine: memory, load, temperature, CPU flags, installed engines; ``None`` where it cannot be read.
+"""What can be known of the machine: memory, load, temperature, CPU flags; ``None`` where it cannot be read.
 
-Reads ``/proc`` and ``/sys`` and imports no engine, so that the agent stays small.
+Reads ``/proc`` and ``/sys``. Which engines are installed is known by :mod:`edgeops_runtime.engines`.
 """
 
 import os
-from importlib import metadata
 from pathlib import Path
 
 from edgeops.messages import HostMetrics
 
-ENGINE_DISTRIBUTIONS = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert", "tflite": "tflite-runtime"}
-"""Engine name → the distribution that brings it."""
-
 _PROC = Path("/proc")
 _THERMAL = Path("/sys/class/thermal")
 _KIB = 1024
-
-
-def installed_engines() -> dict[str, str]:
-    """Engine name → version, of those that are installed; whether they work shows when a worker starts."""
-    found = {}
-    for engine, distribution in ENGINE_DISTRIBUTIONS.items():
-        try:
-            found[engine] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def cpu_flags(proc: Path = _PROC) -> frozenset[str]:

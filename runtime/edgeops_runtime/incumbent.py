@@ -35,8 +35,8 @@ class Incumbent:
         crew: Starts and ends workers.
         uptime: Monotonic time in seconds.
         notice: Takes ``(kind, text)`` for the log.
-        on_crash_loop: Asked after :data:`QUICK_DEATHS` and after each that follows, with the reason; returns whether it put another
-            version in place, or stopped this one.
+        on_crash_loop: Asked after :data:`QUICK_DEATHS` and after each that follows, with the reason; returns whether it put
+            another version in place, or stopped this one.
         on_change: Told when it begins or ceases to serve.
     """
 

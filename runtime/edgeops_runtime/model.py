@@ -25,8 +25,9 @@ from edgeops.signals import Reference, Statistic, decode_reference
 from edgeops.signing import PublicKey
 from edgeops_runtime.control import WindowClosed
 from edgeops_runtime.counters import Counters
-from edgeops_runtime.engines import available_engines, choose_variant, load_engine, read_cpu_flags
+from edgeops_runtime.engines import available_engines, choose_variant, load_engine
 from edgeops_runtime.engines.engine import Session, Tensors
+from edgeops_runtime.host import cpu_flags
 from edgeops_runtime.pipeline import Answer, Pipeline, warm_up
 from edgeops_runtime.profiler import Profiler
 
@@ -287,7 +288,8 @@ def _choose(bundle: Bundle, variant: str | None, engine: str | None) -> tuple[Va
     if engine is not None:
         load_engine(engine)
     installed = available_engines()
-    for candidate, name in choose_variant(manifest, installed, read_cpu_flags()):
+    fitting, _ = choose_variant(manifest, installed, cpu=cpu_flags())
+    for candidate, name in fitting:
         if variant in {None, candidate.name} and engine in {None, name} and bundle.file(candidate.file).exists():
             return candidate, name
     needs = "; ".join(

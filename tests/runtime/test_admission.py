@@ -2,11 +2,9 @@
 
 import pytest
 
-from edgeops.manifest import FileEntry, Lineage, Manifest, Requires, Variant
 from edgeops.messages import ReasonClass, RolloutOrder, Target
 from edgeops.selection import position
-from edgeops.tensors import TensorSpec
-from edgeops_runtime.admission import Situation, Verdict, choose_variant, decide, start_time, takes_part
+from edgeops_runtime.admission import Situation, Verdict, decide, start_time, takes_part
 from edgeops_runtime.slots import Slot, Slots
 
 DEVICE = "camera-1"
@@ -113,85 +111,3 @@ def test_start_is_spread_over_the_wave_in_the_order_of_the_positions():
     assert times == sorted(times)
     assert 100.0 <= times[0] < 103.0
     assert 157.0 < times[-1] <= 160.0
-
-
-def variant(name: str, engines: dict[str, str], **requires) -> Variant:
-    return Variant(
-        name=name,
-        file="f",
-        format="onnx",
-        engines=engines,
-        precision="int8",
-        inputs={"x": "x"},
-        outputs={"y": "y"},
-        tolerance=0.1,
-        requires=Requires(**requires),
-    )
-
-
-def manifest(*variants: Variant) -> Manifest:
-    tensor = ("FP32", ("batch", 1))
-    return Manifest(
-        name="m",
-        version="1.0.0",
-        created="",
-        inputs=(TensorSpec("x", *tensor),),
-        outputs=(TensorSpec("y", *tensor),),
-        variants=variants,
-        files={"f": FileEntry(digest="sha256:" + "0" * 64, size_bytes=1)},
-        golden="f",
-        lineage=Lineage(source="", source_digest="", data_digest=""),
-    )
-
-
-ORT, LITERT = {"onnxruntime": "1.18"}, {"litert": "1.2", "tflite": "2.14"}
-
-
-@pytest.mark.parametrize(
-    ("variants", "engines", "preference", "chosen"),
-    [
-        (
-            (variant("a", ORT), variant("b", LITERT)),
-            {"onnxruntime": "1.32.0", "litert": "2.3.0"},
-            (),
-            ("a", "onnxruntime"),
-        ),
-        ((variant("a", ORT), variant("b", LITERT)), {"litert": "2.3.0"}, (), ("b", "litert")),
-        ((variant("b", LITERT),), {"tflite": "2.14.0"}, (), ("b", "tflite")),
-        (
-            (variant("a", ORT), variant("b", LITERT)),
-            {"onnxruntime": "1.32.0", "litert": "2.3.0"},
-            ("litert", "onnxruntime"),
-            ("b", "litert"),
-        ),
-        (
-            (variant("a", ORT, cpu=("avx512_vnni",)), variant("b", ORT)),
-            {"onnxruntime": "1.32"},
-            (),
-            ("b", "onnxruntime"),
-        ),
-        ((variant("a", ORT, memory_mb=4096), variant("b", ORT)), {"onnxruntime": "1.32"}, (), ("b", "onnxruntime")),
-        ((variant("a", {"onnxruntime": "1.9"}),), {"onnxruntime": "1.10.0rc1"}, (), ("a", "onnxruntime")),
-    ],
-)
-def test_first_variant_that_the_device_can_run_is_chosen(variants, engines, preference, chosen):
-    found = choose_variant(
-        manifest(*variants), engines=engines, preference=preference, cpu=frozenset({"avx2"}), memory_bytes=1 << 30
-    )
-    assert not isinstance(found, str)
-    assert (found[0].name, found[1]) == chosen
-
-
-@pytest.mark.parametrize(
-    ("made", "engines", "words"),
-    [
-        (variant("a", ORT), {"onnxruntime": "1.17.3"}, "needs onnxruntime 1.18"),
-        (variant("a", ORT), {}, "no engine"),
-        (variant("a", ORT, cpu=("neon",)), {"onnxruntime": "1.32"}, "lacks neon"),
-        (variant("a", ORT, memory_mb=4096), {"onnxruntime": "1.32"}, "4096 MB"),
-    ],
-)
-def test_where_no_variant_will_do_the_reasons_are_named(made, engines, words):
-    found = choose_variant(manifest(made), engines=engines, cpu=frozenset({"avx2"}), memory_bytes=1 << 30)
-    assert isinstance(found, str)
-    assert words in found

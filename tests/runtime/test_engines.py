@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 
 from edgeops.errors import ConfigError, EngineError, MissingExtraError
-from edgeops.manifest import Requires
 from edgeops_runtime.control import Golden, GoldenResult, Ready, Serve, Serving
 from edgeops_runtime.engines import (
     ENGINES,
     available_engines,
-    choose_variant,
-    is_at_least,
     load_engine,
-    read_cpu_flags,
 )
 from edgeops_runtime.engines.engine import run_in_batches
 
@@ -160,48 +156,6 @@ def test_asking_what_is_installed_imports_no_engine():
     lines = done.stdout.splitlines()
     assert "onnxruntime" in lines[0]
     assert lines[1] == "[]"
-
-
-def test_variants_are_offered_in_the_order_of_the_manifest(small_bundle):
-    def chosen(**engines):
-        return [(variant.name, engine) for variant, engine in choose_variant(small_bundle.manifest, engines, ())]
-
-    both = chosen(onnxruntime="1.32.0", tflite="2.14.0", litert="2.3.0")
-    assert both == [
-        ("onnx-float", "onnxruntime"),
-        ("onnx-int8", "onnxruntime"),
-        ("tflite-float", "litert"),
-        ("tflite-float", "tflite"),
-    ]
-    assert chosen(tflite="2.14.0") == [("tflite-float", "tflite")]
-    assert chosen(onnxruntime="1.9.0") == []
-    assert chosen() == []
-
-
-def test_a_variant_that_needs_another_cpu_is_not_offered(small_bundle):
-    first = msgspec.structs.replace(small_bundle.manifest.variants[0], requires=Requires(cpu=("avx512_vnni",)))
-    manifest = msgspec.structs.replace(small_bundle.manifest, variants=(first,))
-    assert choose_variant(manifest, {"onnxruntime": "1.32.0"}, {"avx2"}) == []
-    assert choose_variant(manifest, {"onnxruntime": "1.32.0"}, {"avx2", "avx512_vnni"}) == [(first, "onnxruntime")]
-    # A CPU that cannot be read is given the benefit of the doubt; the golden test comes after.
-    assert choose_variant(manifest, {"onnxruntime": "1.32.0"}, ()) == [(first, "onnxruntime")]
-
-
-@pytest.mark.parametrize(
-    ("installed", "lowest", "expected"),
-    [("1.18", "1.18.0", True), ("1.9.9", "1.18", False), ("2.0.0rc1", "2.0", True), ("1.18.1+cpu", "1.18.1", True)],
-)
-def test_versions_are_compared_number_by_number(installed, lowest, expected):
-    assert is_at_least(installed, lowest) is expected
-
-
-def test_cpu_flags_are_read_on_x86_and_arm(tmp_path):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2\n\nprocessor\t: 1\n")
-    assert read_cpu_flags(cpuinfo) == {"fpu", "avx2"}
-    cpuinfo.write_text("processor\t: 0\nFeatures\t: asimd asimddp\n")
-    assert read_cpu_flags(cpuinfo) == {"asimd", "asimddp"}
-    assert read_cpu_flags(tmp_path / "nowhere") == frozenset()
 
 
 def test_an_engine_that_is_not_there_is_named_with_what_to_install():

@@ -6,9 +6,8 @@ one engine that a worker uses. A new engine is a module with a class and one lin
 
 import importlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgeops.errors import ConfigError, MissingExtraError
@@ -81,28 +80,39 @@ def load_engine(name: str) -> "Engine":
 
 
 def choose_variant(
-    manifest: Manifest, engines: Mapping[str, str], cpu_flags: Collection[str]
-) -> list[tuple[Variant, str]]:
-    """The variants that can run here, each with its engine; the best first.
+    manifest: Manifest,
+    engines: Mapping[str, str],
+    *,
+    preference: Sequence[str] = (),
+    cpu: frozenset[str] = frozenset(),
+    memory_bytes: int | None = None,
+) -> tuple[list[tuple[Variant, str]], str]:
+    """The variants that can run here, each with its engine, the best first; and why the others cannot.
 
     Args:
         manifest: Its order is the order of preference, and so is the order of each variant's engines.
         engines: Installed engine → version.
-        cpu_flags: What the CPU can do, as Linux names it; empty: unknown, and then every demand counts as met.
+        preference: Engines that may be used, the preferred first; empty: any.
+        cpu: What the CPU can do, as Linux names it; empty: unknown, and then every demand counts as met.
+        memory_bytes: Available memory; ``None``: unknown.
 
     Returns:
-        Pairs of variant and engine name; empty when nothing can run.
+        Pairs of variant and engine name, empty when nothing can run, and the objections to the other variants.
     """
-    return [
-        (variant, engine)
-        for variant in manifest.variants
-        for engine, lowest in variant.engines.items()
-        if engine in ENGINES
-        and engine in engines
-        and ENGINES[engine].model_format == variant.format
-        and is_at_least(engines[engine], lowest)
-        and (not cpu_flags or set(variant.requires.cpu) <= set(cpu_flags))
-    ]
+    usable = {engine: engines[engine] for engine in preference or engines if engine in engines}
+    fitting, objections = [], []
+    for variant in manifest.variants:
+        found = [engine for engine in variant.engines if _can_run(engine, variant, usable)]
+        objection = _objection(variant, cpu=cpu, memory_bytes=memory_bytes)
+        if not objection and not found:
+            objection = f"needs {_in_words(variant.engines)}, has {_in_words(usable) or 'no engine'}"
+        if objection:
+            objections.append(f"{variant.name}: {objection}")
+        else:
+            fitting += [(variant, engine) for engine in found]
+    if preference:
+        fitting.sort(key=lambda pair: preference.index(pair[1]))
+    return fitting, "; ".join(objections)
 
 
 def is_at_least(installed: str, lowest: str) -> bool:
@@ -116,17 +126,28 @@ def is_at_least(installed: str, lowest: str) -> bool:
     return have + (0,) * (width - len(have)) >= want + (0,) * (width - len(want))
 
 
-def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the CPU can do (``flags`` on x86, ``Features`` on ARM); empty where it cannot be read."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip().lower() in {"flags", "features"}:
-            return frozenset(value.split())
-    return frozenset()
+def _can_run(engine: str, variant: Variant, usable: Mapping[str, str]) -> bool:
+    entry = ENGINES.get(engine)
+    return (
+        entry is not None
+        and engine in usable
+        and entry.model_format == variant.format
+        and is_at_least(usable[engine], variant.engines[engine])
+    )
+
+
+def _objection(variant: Variant, *, cpu: frozenset[str], memory_bytes: int | None) -> str:
+    missing = sorted(set(variant.requires.cpu) - cpu)
+    if cpu and missing:
+        return f"the CPU lacks {', '.join(missing)}"
+    needed_mb = variant.requires.memory_mb
+    if memory_bytes is not None and memory_bytes < needed_mb << 20:
+        return f"needs {needed_mb} MB of memory, {memory_bytes >> 20} MB are available"
+    return ""
+
+
+def _in_words(engines: Mapping[str, str]) -> str:
+    return " or ".join(f"{engine} {version}" for engine, version in engines.items())
 
 
 def _numbers(text: str) -> tuple[int, ...]:
