@@ -1,7 +1,8 @@
-"""From drift to one request for retraining: collect samples, wait for labels, judge the harm, write a data set, tell the trainer.
+"""From drift to one request for retraining: collect samples, wait for labels, judge the harm, write a data set.
 
 Each cause (a cohort that drifts on one version) is one row, moved on *before* each act, so that a kill at any time never makes
-two requests of one. What is drift is decided in :mod:`edgeops_fleet.drift`, what is harm in :mod:`edgeops_fleet.harm`.
+two requests of one. What is drift is decided in :mod:`edgeops_fleet.drift`, what is harm in :mod:`edgeops_fleet.harm`, and
+the one who trains is told by :mod:`edgeops_fleet.trainer`.
 
 ::
 
@@ -9,100 +10,35 @@ two requests of one. What is drift is decided in :mod:`edgeops_fleet.drift`, wha
                ↘ benign                ↘ interrupted
 """
 
-import contextlib
 import logging
 import math
-import os
 import secrets
-import signal
-import subprocess
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from edgeops.errors import EdgeOpsError, InputError
-from edgeops.files import write_durably
+from edgeops.errors import InputError
 from edgeops.messages import Command, CommandKind, encode_json
 from edgeops.signals import EVERYTHING
 from edgeops_fleet.catalog import Catalog
 from edgeops_fleet.devices import read_devices
 from edgeops_fleet.drift import DriftState, Level, Verdict
 from edgeops_fleet.harm import Harm, HarmState, assess
+from edgeops_fleet.retrain_records import REQUESTED_STATES, RetrainState, RetrainView
 from edgeops_fleet.samples import Samples, collected
 from edgeops_fleet.schema import commands, retrains, samples
 from edgeops_fleet.settings import RetrainSection
 from edgeops_fleet.store import Store, read_row
+from edgeops_fleet.trainer import Trainer
 from edgeops_fleet.watch import cohort_name
 
 logger = logging.getLogger(__name__)
 
 EVENT_TYPE = "org.edgeops.retrain.requested"
-_LOG_TAIL_BYTES = 4000
-_STOP_S = 5.0
-_WEBHOOK_TIMEOUT_S = 30.0
-# The exit code is written by the shell, so that it is known even if the server was killed meanwhile.
-_WRAPPER = '"$@"; code=$?; echo "$code" > "$0.tmp"; mv "$0.tmp" "$0"; exit "$code"'
-
-
-class RetrainState(StrEnum):
-    """Where a cause stands."""
-
-    COLLECTING = "collecting"
-    BENIGN = "benign"
-    REQUESTED = "requested"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    INTERRUPTED = "interrupted"
-
-
-REQUESTED_STATES = (
-    RetrainState.REQUESTED,
-    RetrainState.RUNNING,
-    RetrainState.DONE,
-    RetrainState.FAILED,
-    RetrainState.INTERRUPTED,
-)
-
-
-class RetrainView(msgspec.Struct, frozen=True, kw_only=True):
-    """A cause, and what became of it; times are Unix seconds.
-
-    Attributes:
-        samples: How many were collected for it; ``labels`` how many of them are labelled.
-        error_rate: Of the labelled ones.
-        event: Id of the CloudEvent; ``None`` before it.
-        log: The end of the command's output.
-    """
-
-    id: str
-    cause: str
-    model: str
-    version: str
-    digest: str
-    cohort: str
-    signal: str
-    state: RetrainState
-    reason: str
-    opened: float
-    updated: float
-    closed: float | None = None
-    dataset: str | None = None
-    exit_code: int | None = None
-    assessment: dict[str, Any] | None = None
-    samples: int = 0
-    labels: int = 0
-    error_rate: float | None = None
-    event: str | None = None
-    log: str = ""
 
 
 class Retraining:
@@ -135,9 +71,7 @@ class Retraining:
         self._samples = samples
         self._verdicts = verdicts
         self._fleet = fleet
-        self._directory = directory
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._posts: dict[str, threading.Thread] = {}
+        self._trainer = Trainer(store, section, directory)
 
     def look(self) -> None:
         """One look at verdicts, samples, labels and running commands."""
@@ -148,18 +82,11 @@ class Retraining:
         for row in self._rows(RetrainState.REQUESTED):
             self._act(row)
         for row in self._rows(RetrainState.RUNNING):
-            self._reap(row)
+            self._trainer.reap(row)
 
     def stop(self) -> None:
-        """End commands that run, where the policy says so; otherwise they go on, and the next start finds how they ended."""
-        if self._section.stop_with_server:
-            for retrain, child in self._children.items():
-                _end(child)
-                with self._store.write() as connection:
-                    self._finish(
-                        connection, retrain, RetrainState.INTERRUPTED, child.returncode, "ended with the server"
-                    )
-            self._children.clear()
+        """Stop telling; see :meth:`edgeops_fleet.trainer.Trainer.stop` for what becomes of commands."""
+        self._trainer.stop()
 
     def all(self, *, only_requested: bool = True) -> tuple[RetrainView, ...]:
         """Causes for which retraining was requested, oldest first; with ``only_requested=False``, all of them."""
@@ -369,90 +296,7 @@ class Retraining:
             self._store.note(connection, "retrain.requested", text, model=row["model"], details=details)
 
     def _act(self, row: sa.RowMapping) -> None:
-        if not self._section.command and not self._section.webhook:
-            return
-        self._directory.mkdir(parents=True, exist_ok=True)
-        try:
-            # Made before the act: where it is there after a kill, the act may have happened, and is not repeated.
-            log = os.open(self._path(row["id"], "log"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        except FileExistsError:
-            if row["id"] not in self._posts:
-                self._interrupted(row)
-            return
-        with os.fdopen(log, "wb") as stream:
-            write_durably(self._path(row["id"], "event.json"), row["event"])
-            if self._section.webhook:
-                post = threading.Thread(target=self._post, args=(row,), name=f"webhook {row['id']}", daemon=True)
-                self._posts[row["id"]] = post
-                post.start()
-            if self._section.command:
-                self._run(row, stream.fileno())
-
-    def _run(self, row: sa.RowMapping, log: int) -> None:
-        exit_file = self._path(row["id"], "exit")
-        command = ["/bin/sh", "-c", _WRAPPER, str(exit_file), *self._section.command]
-        with self._path(row["id"], "event.json").open("rb") as event:
-            child = subprocess.Popen(command, stdin=event, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
-        self._children[row["id"]] = child
-        values = {"state": RetrainState.RUNNING.value, "pid": child.pid, "updated": self._store.clock()}
-        with self._store.write() as connection:
-            connection.execute(retrains.update().where(retrains.c.id == row["id"]).values(values))
-            text = f"retraining {row['id']}: {self._section.command[0]} started, process {child.pid}"
-            self._store.note(connection, "retrain.started", text, model=row["model"])
-
-    def _post(self, row: sa.RowMapping) -> None:
-        request = urllib.request.Request(  # noqa: S310 - the operator's own setting
-            self._section.webhook,
-            data=row["event"],
-            headers={"Content-Type": "application/cloudevents+json"},
-            method="POST",
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_WEBHOOK_TIMEOUT_S) as answer:  # noqa: S310
-                state, code, text = RetrainState.DONE, int(answer.status), f"webhook answered {answer.status}"
-        except urllib.error.HTTPError as error:
-            state, code, text = RetrainState.FAILED, error.code, f"webhook answered {error.code}"
-        except (OSError, ValueError) as error:
-            state, code, text = RetrainState.FAILED, 0, f"webhook: {error}"
-        with contextlib.suppress(EdgeOpsError), self._store.write() as connection:
-            if self._section.command:
-                self._store.note(connection, "retrain.posted", f"retraining {row['id']}: {text}", model=row["model"])
-            else:
-                self._finish(connection, row["id"], state, code, text)
-
-    def _reap(self, row: sa.RowMapping) -> None:
-        child = self._children.get(row["id"])
-        if child is not None and child.poll() is None:
-            return
-        code = _read_code(self._path(row["id"], "exit"))
-        if code is None and child is not None:
-            code = child.returncode
-        if code is None and row["pid"] is not None and _is_alive(row["pid"]):
-            return
-        self._children.pop(row["id"], None)
-        if code is None:
-            self._interrupted(row)
-            return
-        state = RetrainState.DONE if code == 0 else RetrainState.FAILED
-        with self._store.write() as connection:
-            self._finish(connection, row["id"], state, code, f"the command ended with {code}")
-
-    def _interrupted(self, row: sa.RowMapping) -> None:
-        code = _read_code(self._path(row["id"], "exit"))
-        with self._store.write() as connection:
-            if code is not None:
-                state = RetrainState.DONE if code == 0 else RetrainState.FAILED
-                self._finish(connection, row["id"], state, code, f"the command ended with {code}")
-            else:
-                text = "the server was killed while it was asking; it is not asked twice, see the log of the command"
-                self._finish(connection, row["id"], RetrainState.INTERRUPTED, None, text)
-
-    def _finish(
-        self, connection: sa.Connection, retrain: str, state: RetrainState, code: int | None, text: str
-    ) -> None:
-        values = {"state": state.value, "exit_code": code, "updated": self._store.clock()}
-        connection.execute(retrains.update().where(retrains.c.id == retrain).values(values))
-        self._store.note(connection, f"retrain.{state}", f"retraining {retrain}: {text}", details={"retrain": retrain})
+        self._trainer.tell(row)
 
     def _view(self, connection: sa.Connection, row: sa.RowMapping) -> RetrainView:
         query = collected(row["id"], digest=row["digest"])
@@ -464,11 +308,8 @@ class Retraining:
             samples=len(found),
             labels=sum(sample.label is not None for sample in found),
             error_rate=assessment.get("error_rate"),
-            log=_tail(self._path(row["id"], "log")),
+            log=self._trainer.log_tail(row["id"]),
         )
-
-    def _path(self, retrain: str, what: str) -> Path:
-        return self._directory / f"{retrain}.{what}"
 
 
 def add_command(connection: sa.Connection, device: str, command: Command, *, retrain: str | None = None) -> None:
@@ -494,40 +335,3 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
 def _in_cohort(attributes: dict[str, Any], cohort: str) -> bool:
     attribute, _, value = cohort.partition("=")
     return attribute in attributes and str(attributes[attribute]) == value
-
-
-def _read_code(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(size - _LOG_TAIL_BYTES, 0))
-            return stream.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a command and everything that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=_STOP_S)
-            return

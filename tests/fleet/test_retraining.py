@@ -14,6 +14,7 @@ from edgeops.files import digest_bytes
 from edgeops_fleet.drift import DriftState, Level, Scope, Verdict
 from edgeops_fleet.retrain import Retraining
 from edgeops_fleet.settings import RetrainSection
+from edgeops_fleet.trainer import Trainer
 from edgeops_fleet.watch import Watch
 
 KEEP_EVENT = (
@@ -151,7 +152,7 @@ def test_a_kill_after_the_act_does_not_repeat_it(make_fleet, events):
     rig = make_fleet()
     killed = pytest.MonkeyPatch()
     # Killed when the act had begun, and whether the command was started was not written down.
-    killed.setattr(Retraining, "_run", lambda *_: None)
+    killed.setattr(Trainer, "_run", lambda *_: None)
     rig.answers[:] = [verdict(rig.digest)]
     label(rig, collect(rig, wrong=15))
     wait_for(lambda: retrains(rig) and retrains(rig)[0]["state"] == "interrupted", "it is not repeated")
@@ -169,7 +170,7 @@ def test_a_command_that_outlives_the_server_is_found_again(make_fleet, tmp_path)
     rig.answers[:] = [verdict(rig.digest)]
     label(rig, collect(rig, wrong=15))
     wait_for(lambda: retrains(rig) and retrains(rig)[0]["state"] == "running", "running")
-    children = rig.server.retraining._children
+    children = rig.server.retraining._trainer._children
     rig.restart()
     assert retrains(rig)[0]["state"] == "running"
     gate.touch()
@@ -185,7 +186,7 @@ def test_a_running_command_can_be_ended_with_the_server(make_fleet):
     rig.answers[:] = [verdict(rig.digest)]
     label(rig, collect(rig, wrong=15))
     wait_for(lambda: retrains(rig) and "begun" in retrains(rig)[0]["log"], "running")
-    (child,) = rig.server.retraining._children.values()
+    (child,) = rig.server.retraining._trainer._children.values()
     rig.restart()
     assert child.returncode is not None
     assert retrains(rig)[0]["state"] == "interrupted"
@@ -234,30 +235,111 @@ def test_drift_that_goes_and_comes_again_is_another_cause_after_the_cooldown(mak
     wait_for(lambda: len(retrains(rig, everything=True)) == 2, "a second cause")
 
 
-def test_a_webhook_gets_the_event_once(make_fleet):
-    received = []
+class Hook(http.server.HTTPServer):
+    """A webhook that answers with the given statuses, the last one for good; ``received`` has what came."""
 
-    class Hook(http.server.BaseHTTPRequestHandler):
+    def __init__(self, *statuses):
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.statuses, self.received = list(statuses), []
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
-            received.append((self.headers["Content-Type"], self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(202)
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.received.append((self.headers["Content-Type"], json.loads(body)))
+            statuses = self.server.statuses
+            self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
             self.end_headers()
 
         def log_message(self, *_):
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Hook) as hook:
-        threading.Thread(target=hook.serve_forever, daemon=True).start()
-        rig = make_fleet(command=(), webhook=f"http://127.0.0.1:{hook.server_port}/")
-        rig.answers[:] = [verdict(rig.digest)]
-        label(rig, collect(rig, wrong=15))
-        wait_for(lambda: retrains(rig) and retrains(rig)[0]["state"] == "done", "delivered")
-        rig.restart()
-        rig.server.retraining.look()
+
+@pytest.fixture
+def make_hook():
+    made = []
+
+    def make(*statuses):
+        made.append(Hook(*statuses))
+        return made[-1]
+
+    yield make
+    for hook in made:
         hook.shutdown()
-    ((kind, body),) = received
+        hook.server_close()
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Deliveries that fail are tried again at once."""
+    monkeypatch.setattr("edgeops_fleet.trainer.RETRY_AFTER_S", (0.0, 0.0))
+
+
+def ask_by_webhook(make_fleet, url):
+    rig = make_fleet(command=(), webhook=url)
+    rig.answers[:] = [verdict(rig.digest)]
+    label(rig, collect(rig, wrong=15))
+    return rig
+
+
+def ended(rig):
+    wait_for(lambda: retrains(rig) and retrains(rig)[0]["state"] in {"done", "failed"}, "the request has ended")
+    return retrains(rig)[0]["state"], retrains(rig)[0]["exit_code"]
+
+
+def test_a_webhook_gets_the_event_once(make_fleet, make_hook):
+    hook = make_hook(202)
+    rig = ask_by_webhook(make_fleet, hook.url)
+    assert ended(rig) == ("done", 202)
+    rig.restart()
+    rig.server.retraining.look()
+    ((kind, event),) = hook.received
     assert kind == "application/cloudevents+json"
-    assert json.loads(body)["data"]["model"] == "digits"
+    assert event["data"]["model"] == "digits"
+
+
+def test_a_webhook_that_fails_for_a_while_gets_the_same_event_again(make_fleet, make_hook, quickly):
+    hook = make_hook(503, 429, 200)
+    rig = ask_by_webhook(make_fleet, hook.url)
+    assert ended(rig) == ("done", 200)
+    assert [event["id"] for _, event in hook.received] == [retrains(rig)[0]["id"]] * 3
+
+
+@pytest.mark.parametrize(("status", "tries"), [(500, 3), (404, 1)])
+def test_a_webhook_that_goes_on_failing_is_given_up_and_that_is_on_record(
+    make_fleet, make_hook, quickly, status, tries
+):
+    hook = make_hook(status)
+    rig = ask_by_webhook(make_fleet, hook.url)
+    assert ended(rig) == ("failed", status)
+    assert len(hook.received) == tries
+    assert f"webhook answered {status}" in rig.api.get("/api/v1/log")["log"][-1]["text"]
+
+
+def test_a_webhook_that_nobody_listens_to_is_given_up(make_fleet, make_hook, quickly):
+    hook = make_hook(200)
+    hook.shutdown()
+    hook.server_close()
+    rig = ask_by_webhook(make_fleet, hook.url)
+    assert ended(rig) == ("failed", 0)
+
+
+def test_a_server_that_stops_between_two_deliveries_tries_again_when_it_is_back(make_fleet, make_hook):
+    hook = make_hook(503, 200)
+    rig = ask_by_webhook(make_fleet, hook.url)
+    wait_for(lambda: hook.received, "the first delivery")
+    rig.restart()
+    assert ended(rig) == ("done", 200)
+    assert len(hook.received) == 2
+
+
+def test_a_command_that_does_not_exist_has_failed_and_says_so(make_fleet):
+    rig = make_fleet(command=("/nowhere/train",))
+    rig.answers[:] = [verdict(rig.digest)]
+    label(rig, collect(rig, wrong=15))
+    assert ended(rig) == ("failed", 127)
+    assert "not found" in retrains(rig)[0]["log"]
 
 
 @pytest.mark.parametrize(
