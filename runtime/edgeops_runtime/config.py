@@ -84,7 +84,7 @@ def parse_listen(listen: str) -> tuple[str, int] | Path:
     Raises:
         ConfigError: It is neither ``host:port`` nor ``unix:/path``.
     """
-    if listen.startswith("unix:/"):
+    if listen.startswith("unix:/") and "\0" not in listen:
         return Path(listen.removeprefix("unix:"))
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")

@@ -4,6 +4,7 @@ The agent never accepts on it. While no worker does, connections wait in its bac
 """
 
 import contextlib
+import errno
 import logging
 import socket
 import threading
@@ -95,11 +96,26 @@ def _bind_tcp(host: str, port: int, *, tries: int) -> socket.socket:
 def _listen_unix(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Whatever lies there is of an agent that has ended: the lock of the data directory keeps two from running.
         if path.is_socket():
-            path.unlink()
+            _wait_until_left(path)
+            path.unlink(missing_ok=True)
         listening.bind(str(path))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         listening.close()
-        raise ConfigError(f"listen unix:{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(f"listen unix:{path}: {error.strerror or error}") from error
+    except ConflictError:
+        listening.close()
+        raise
     return listening
+
+
+def _wait_until_left(path: Path) -> None:
+    """A socket file stays when its owner is killed; one that somebody listens on is not taken away from them."""
+    waiter = threading.Event()
+    for _ in range(_TRIES):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            if probe.connect_ex(str(path)) in {errno.ECONNREFUSED, errno.ENOENT}:
+                return
+        waiter.wait(_RETRY_S)  # As above.
+    raise ConflictError(f"listen unix:{path}: somebody listens there; is another agent or program there?")

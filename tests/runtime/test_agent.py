@@ -14,6 +14,7 @@ from edgeops.errors import ConfigError, ConflictError
 from edgeops.messages import Command, CommandKind, DeploymentState, Gap, ReasonClass, Trial
 from edgeops.signing import SigningKey
 from edgeops_runtime.deployment import offer
+from edgeops_runtime.endpoint import Endpoint
 from edgeops_runtime.slots import Candidate
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
@@ -193,7 +194,7 @@ def test_device_override_wins_until_it_is_removed(station, bundle):
     station.install(first)
     station.desire(station.target(first))
     with Hammer(station):
-        station.desire(station.target(second), device=DEVICE)
+        station.desire(station.target(None, rollout=second), device=DEVICE)
         station.wait_for("1.1.0", "committed")
         station.clear_override()
         eventually(lambda: station.states("1.0.0").count("committed") == 2, lambda: station.transitions("1.0.0"))
@@ -206,7 +207,7 @@ def test_override_that_was_removed_while_the_device_was_away_is_forgotten(statio
     station.install(first)
     station.desire(station.target(first))
     with Hammer(station):
-        station.desire(station.target(second), device=DEVICE)
+        station.desire(station.target(None, rollout=second), device=DEVICE)
         station.wait_for("1.1.0", "committed")
     station.stop()
     station.clear_override()
@@ -514,3 +515,27 @@ def test_what_an_engine_says_at_length_is_cut_and_told(station, bundle):
             )
         )
         assert len(station.wait_for("1.2.0", "rolled_back").reason) < 3000
+
+
+def test_socket_file_is_taken_from_the_dead_and_not_from_the_living(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeops_runtime.endpoint._TRIES", 2)
+    listen = f"unix:{tmp_path / 'socket'}"
+    living = Endpoint(listen, address_file=tmp_path / "one")
+    with pytest.raises(ConflictError, match="somebody listens there"):
+        Endpoint(listen, address_file=tmp_path / "two")
+    living._socket.close()  # As when it is killed: the file stays.
+    again = Endpoint(listen, address_file=tmp_path / "two")
+    again.close()
+    assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize("listen", [f"unix:/tmp/{'x' * 200}", "unix:/nowhere/socket", "unix:/tmp/a\0b"])
+def test_socket_that_cannot_be_is_named(tmp_path, listen):
+    with pytest.raises(ConfigError, match="listen"):
+        Endpoint(listen, address_file=tmp_path / "address")
+
+
+def test_address_that_cannot_be_written_down_is_served_all_the_same(tmp_path):
+    endpoint = Endpoint("127.0.0.1:0", address_file=tmp_path / "not there" / "address")
+    assert not endpoint.address.endswith(":0")
+    endpoint.close()
