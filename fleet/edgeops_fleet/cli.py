@@ -5,55 +5,19 @@ import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from edgeops.bundle import open_bundle, pack
 from edgeops.errors import ConfigError
 from edgeops_fleet.client import SERVER_VARIABLE, TOKEN_VARIABLE, Client
 from edgeops_fleet.settings import load_settings
+from edgeops_fleet.terminal import Terminal, ago, clock, size
 
 _FOLLOW_S = 0.5
-
-
-class Terminal:
-    """Where a command writes: a table for people, plain columns where the output is no terminal, JSON for scripts."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._console = Console()
-
-    def show(self, value: Any, write: Callable[["Terminal"], None]) -> None:  # noqa: ANN401 - JSON
-        """The value as JSON, or what ``write`` writes."""
-        if self._as_json:
-            click.echo(json.dumps(value, indent=2))
-        else:
-            write(self)
-
-    def say(self, text: str) -> None:
-        """A line."""
-        click.echo(text)
-
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
-        """A table."""
-        cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
-        if self._console.is_terminal:
-            table = Table(*columns, title=title or None, title_justify="left")
-            for row in cells:
-                table.add_row(*row)
-            self._console.print(table)
-            return
-        if title:
-            click.echo(title)
-        widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
-        for row in [[column.upper() for column in columns], *cells]:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _server_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -113,8 +77,21 @@ def up_command(config: Path | None, **options: Any) -> None:  # noqa: ANN401 - o
 @fleet_group.command("token")
 @click.option("--group", default="default", show_default=True, help="Group that the devices join.")
 @click.option("--attribute", "attributes", multiple=True, help="name=value; the server's word on the devices. Several.")
-@click.option("--uses", default=1, show_default=True, help="How many devices may enrol with it.")
-@click.option("--ttl", "ttl_s", default=3600.0, show_default=True, help="Valid for so many seconds.")
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 1_000_000),
+    default=1,
+    show_default=True,
+    help="How many devices may enrol with it.",
+)
+@click.option(
+    "--ttl",
+    "ttl_s",
+    type=click.FloatRange(0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="Valid for so many seconds.",
+)
 @_server_options
 def token_command(
     client: Client, terminal: Terminal, *, group: str, attributes: tuple[str, ...], uses: int, ttl_s: float
@@ -147,24 +124,25 @@ def publish_command(client: Client, terminal: Terminal, bundle_dir: Path) -> Non
 @fleet_group.command("devices")
 @_server_options
 def devices_command(client: Client, terminal: Terminal) -> None:
-    """List devices, what they run and how they are."""
+    """List devices, what they run and how they are; requests and errors are sums over the telemetry that is kept."""
     found = client.get("/api/v1/devices")["devices"]
-    columns = ("device", "group", "attributes", "online", "model", "version", "requests", "errors", "last seen")
+    columns = ("device", "group", "online", "model", "version", "requests", "errors", "seen", "attributes")
     rows = [
         (
             device["id"],
             device["group"],
-            " ".join(f"{key}={value}" for key, value in sorted(device["attributes"].items())),
             "yes" if device["online"] else "no",
             device["model"],
             device["version"],
             device["requests"],
             device["errors"],
-            _clock(device["last_seen"]),
+            ago(device["last_seen"]),
+            " ".join(f"{key}={value}" for key, value in sorted(device["attributes"].items())),
         )
         for device in found
     ]
-    terminal.show(found, lambda out: out.table(columns, rows))
+    empty = "no device has enrolled yet; `edgeops fleet token` makes a token for one"
+    terminal.show(found, lambda out: out.table(columns, rows, empty=empty))
 
 
 @fleet_group.command("drift")
@@ -183,11 +161,12 @@ def drift_command(client: Client, terminal: Terminal, *, everything: bool) -> No
             each["state"].upper().replace("_", " "),
             each["signal"],
             each["rows"],
-            _clock(each["since"]),
+            clock(each["since"]),
         )
         for each in found
     ]
-    terminal.show(found, lambda out: out.table(columns, rows))
+    empty = "nothing to judge yet: no device has reported a profile of a bundle with a reference"
+    terminal.show(found, lambda out: out.table(columns, rows, empty=empty))
 
 
 @fleet_group.command("label")
@@ -204,15 +183,17 @@ def label_command(client: Client, terminal: Terminal, file: Any) -> None:  # noq
 
 
 @fleet_group.command("log")
-@click.option("--after", default=0, help="Only lines above this number.")
+@click.option("--after", type=click.IntRange(0, 2**62), default=0, help="Only lines above this number.")
 @_server_options
 def log_command(client: Client, terminal: Terminal, after: int) -> None:
     """What happened and why."""
     found = client.get(f"/api/v1/log?after={after}")["log"]
 
     def write(out: Terminal) -> None:
+        if not found:
+            out.say("nothing happened" + (f" after line {after}" if after else " yet"))
         for entry in found:
-            out.say(f"{_clock(entry['time'])}  {entry['kind']:<22} {entry['text']}")
+            out.say(f"{clock(entry['time'])}  {entry['kind']:<22} {entry['text']}")
 
     terminal.show(found, write)
 
@@ -289,7 +270,8 @@ def status_command(client: Client, terminal: Terminal, rollout: str | None) -> N
             )
             for each in found
         ]
-        terminal.show(found, lambda out: out.table(columns, rows))
+        empty = "no rollout yet; `edgeops fleet rollout plan MODEL VERSION` shows what one would do"
+        terminal.show(found, lambda out: out.table(columns, rows, empty=empty))
         return
     one = client.get(f"/api/v1/rollouts/{rollout}")
     terminal.show(one, lambda out: _write_rollout(out, one))
@@ -370,7 +352,7 @@ def _follow(client: Client, rollout: str, terminal: Terminal) -> dict[str, Any]:
     while True:
         view: dict[str, Any] = client.get(f"/api/v1/rollouts/{rollout}")
         for entry in view["transitions"][told:]:
-            terminal.show(entry, lambda out, entry=entry: out.say(f"{_clock(entry['time'])}  {entry['text']}"))  # type: ignore[misc]
+            terminal.show(entry, lambda out, entry=entry: out.say(f"{clock(entry['time'])}  {entry['text']}"))  # type: ignore[misc]
         told = len(view["transitions"])
         if view["state"] in {"completed", "rolled_back", "aborted", "paused", "draft"}:
             return view
@@ -378,9 +360,8 @@ def _follow(client: Client, rollout: str, terminal: Terminal) -> dict[str, Any]:
 
 
 def _write_plan(out: Terminal, plan: dict[str, Any]) -> None:
-    out.say(
-        f"{plan['model']} {plan['version']} to group {plan['group']}: {plan['matched']} devices, {plan['bytes_total']} bytes"
-    )
+    devices, download = f"{plan['matched']} devices", f"{size(plan['bytes_total'])} to download"
+    out.say(f"{plan['model']} {plan['version']} to group {plan['group']}: {devices}, {download}")
     columns = ("wave", "devices", "new", "gate")
     out.table(columns, [(wave["index"] + 1, wave["devices"], wave["added"], wave["gate"]) for wave in plan["waves"]])
     if plan["excluded"]:
@@ -398,6 +379,10 @@ def _write_rollout(out: Terminal, rollout: dict[str, Any]) -> None:
     )
     if rollout["reason"]:
         out.say(rollout["reason"])
+    if rollout["paused_by"] == "auto":
+        out.say(f"next: edgeops fleet rollout resume {rollout['id']} (go on), or rollback {rollout['id']}")
+    if not rollout["waves"]:
+        return
     out.table(
         ("wave", "devices", "state", "why"),
         [(wave["index"] + 1, wave["devices"], wave["state"], wave["reason"]) for wave in rollout["waves"]],
@@ -410,14 +395,8 @@ def _write_rollout(out: Terminal, rollout: dict[str, Any]) -> None:
         ],
     )
     for entry in rollout["transitions"]:
-        out.say(f"{_clock(entry['time'])}  {entry['text']}")
+        out.say(f"{clock(entry['time'])}  {entry['text']}")
 
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-
-
-def _clock(time: float | None) -> str:
-    if time is None:
-        return "-"
-    return datetime.fromtimestamp(time, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -83,7 +83,11 @@ class Client:
         except urllib.error.HTTPError as error:
             raise _refusal(error, f"{method} {path}") from error
         except (urllib.error.URLError, HTTPException, OSError) as error:
-            raise TransientError(f"{self.url}: {getattr(error, 'reason', error)}") from error
+            reason = getattr(error, "reason", error)
+            words = getattr(reason, "strerror", None) or reason
+            raise TransientError(
+                f"{self.url}: no answer: {words}; is the server running, and the address right?"
+            ) from error
         except ValueError as error:
             raise TransientError(f"{self.url}{path}: expected JSON: {error}") from error
 
