@@ -217,7 +217,7 @@ class Demo:
                 raise EdgeOpsError(f"{version}: the rollout paused: {rollout['reason']}")
             return rollout["state"] in {"completed", "rolled_back", "aborted"}
 
-        wait_until(has_ended, timeout_s=150, what=f"rollout of {version} ended")
+        wait_until(has_ended, timeout_s=400, what=f"rollout of {version} ended")
         found = figures(self._stage.rollout(rollout_id), time.monotonic() - begun)
         self.report.rollouts[version] = found
         return self._stage.rollout(rollout_id)
@@ -231,7 +231,7 @@ class Demo:
         )
         wait_until(
             lambda: all(camera.tally.judged > 0 for camera in self._stage.cameras.values()),
-            timeout_s=20,
+            timeout_s=60,
             what="every camera has answers",
         )
 
@@ -255,7 +255,7 @@ class Demo:
         stage = self._stage
         wait_until(
             lambda: len(stage.drift()) == len(SITES) and all(site["state"] == "ok" for site in stage.drift().values()),
-            timeout_s=60,
+            timeout_s=240,
             what="the detector has enough data and says OK for both sites",
             on_timeout=lambda: json.dumps(stage.drift()),
         )
@@ -264,7 +264,7 @@ class Demo:
         self._story.tell("both sites are OK; now the lenses are smeared")
         wait_until(
             lambda: stage.drift()[SMEARED_SITE]["state"] == "drift",
-            timeout_s=90,
+            timeout_s=300,
             what=f"the detector says DRIFT for site {SMEARED_SITE}",
             on_timeout=lambda: json.dumps(stage.drift()),
         )
@@ -292,7 +292,7 @@ class Demo:
         labeller.start()
         wait_until(
             lambda: bool(self._retrains()),
-            timeout_s=90,
+            timeout_s=300,
             what="retrain.requested",
             on_timeout=lambda: f"{labeller.labelled} samples labelled; {labeller.failure or ''}",
         )
@@ -305,7 +305,7 @@ class Demo:
                 raise EdgeOpsError(f"retraining failed: {self._retrains()[0]['log']}")
             return result_path.exists()
 
-        wait_until(has_result, timeout_s=180, what="retraining")
+        wait_until(has_result, timeout_s=900, what="retraining")
         result = msgspec.json.decode(result_path.read_bytes(), type=Result)
         self.report.accuracy["after"] = result.accuracy
         self.report.retrain = RetrainFigures(
@@ -331,7 +331,7 @@ class Demo:
         stage = self._stage
         wait_until(
             lambda: all(site["state"] == "ok" and site["version"] == RETRAINED for site in stage.drift().values()),
-            timeout_s=90,
+            timeout_s=300,
             what="the detector says OK for both sites",
             on_timeout=lambda: json.dumps(stage.drift()),
         )

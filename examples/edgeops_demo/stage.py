@@ -92,7 +92,7 @@ class Stage:
         self.server = programs.start(
             "server", console_script("edgeops"), "fleet", "up", "--config", str(settings), "--data", str(data)
         )
-        where = json.loads(self.server.wait_for(data / "server.json", timeout_s=60))
+        where = json.loads(self.server.wait_for(data / "server.json", timeout_s=120))
         self.operator = Operator(where["url"], (data / "operator.token").read_text().strip())
         self.broker = f"{where['broker_host']}:{where['broker_port']}"
         self.cameras: dict[str, Camera] = {}
@@ -123,7 +123,7 @@ class Stage:
             )
         wait_until(
             lambda: sum(device["online"] for device in self.devices().values()) == len(self._agents),
-            timeout_s=60,
+            timeout_s=240,
             what="every device enrolled and online",
             on_timeout=self._tell_missing,
         )
@@ -131,7 +131,7 @@ class Stage:
     def point_cameras(self, scenes: Split) -> None:
         """Put a camera in front of every device; it asks as soon as the device serves."""
         for number, device in enumerate(self._agents):
-            address = self._agents[device].wait_for(self._directory / "devices" / device / "address", timeout_s=30)
+            address = self._agents[device].wait_for(self._directory / "devices" / device / "address", timeout_s=120)
             camera = Camera(
                 device, address.strip(), model=MODEL, scenes=scenes, per_second=REQUESTS_PER_SECOND, seed=number
             )

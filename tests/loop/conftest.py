@@ -22,7 +22,7 @@ from edgeops_demo.processes import Program, Programs
 
 GROUP = "cameras"
 TRIAL = {
-    "shadow_requests": 8,
+    "shadow_requests": 24,
     "probation_requests": 5,
     "probation_s": 0.5,
     "deadline_s": 60.0,
