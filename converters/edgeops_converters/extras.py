@@ -18,6 +18,9 @@ from edgeops.errors import MissingExtraError
 
 logger = logging.getLogger(__name__)
 
+# onnxruntime reports its use to its maker otherwise; who wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _NOISY = (
     "torch", "torchao", "onnxscript", "onnx_ir", "jax", "absl", "litert_torch", "ai_edge_quantizer", "transformers"
 )  # fmt: skip

@@ -74,6 +74,17 @@ def test_what_the_users_code_prints_is_no_part_of_the_json(folder):
     assert "imported" in done.stderr
 
 
+def test_no_library_reports_its_use(folder, onnx_source):
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run(
+        [EDGEOPS, "convert", onnx_source, *usual(), "--precisions", "float"],
+        cwd=folder, check=True, capture_output=True, env={**environment, "TMPDIR": str(scratch)},
+    )  # fmt: skip
+    assert not (scratch / ".ses").exists(), "the session file of onnxruntime's telemetry"
+
+
 def test_an_interrupted_conversion_leaves_nothing(folder):
     scratch = folder / "scratch"
     scratch.mkdir()
