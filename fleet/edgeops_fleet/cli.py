@@ -352,7 +352,7 @@ def _follow(client: Client, rollout: str, terminal: Terminal) -> dict[str, Any]:
     while True:
         view: dict[str, Any] = client.get(f"/api/v1/rollouts/{rollout}")
         for entry in view["transitions"][told:]:
-            terminal.show(entry, lambda out, entry=entry: out.say(f"{clock(entry['time'])}  {entry['text']}"))  # type: ignore[misc]
+            terminal.tell(f"{clock(entry['time'])}  {entry['text']}")
         told = len(view["transitions"])
         if view["state"] in {"completed", "rolled_back", "aborted", "paused", "draft"}:
             return view

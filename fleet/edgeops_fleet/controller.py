@@ -311,7 +311,8 @@ class Controller:
             "extended": 0,
             "paused_by": None,
         }
-        text = f"wave {decision.wave + 1} of {len(progress.spec.waves)}, {selected} devices: {decision.reason}"
+        reach = f"{selected} device{'' if selected == 1 else 's'}"
+        text = f"wave {decision.wave + 1} of {len(progress.spec.waves)}, {reach}: {decision.reason}"
         self._move(connection, row, RolloutState.RUNNING, text, actor=actor, values=values)
 
     def _size_wave(
@@ -362,7 +363,7 @@ class Controller:
         if not by_person or row["from_digest"] is None:
             barred = sorted({*target["quarantine"], row["digest"]})
             self._set_target(connection, row, quarantine=barred)
-        self._end_wave(connection, row, result="fail", reason=reason, checks=checks)
+        self._end_wave(connection, row, result="aborted" if by_person else "fail", reason=reason, checks=checks)
         values = {"paused_by": None, "phase_since": self._store.clock()}
         self._move(connection, row, RolloutState.ROLLING_BACK, reason, actor=actor, values=values)
 

@@ -30,6 +30,11 @@ class Terminal:
         else:
             write(self)
 
+    def tell(self, text: str) -> None:
+        """A line for people on the way to the answer; none where the answer is JSON."""
+        if not self._as_json:
+            click.echo(text)
+
     def say(self, text: str) -> None:
         """A line."""
         click.echo(text)
