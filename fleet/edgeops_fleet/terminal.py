@@ -93,7 +93,7 @@ def ago(moment: float | None, *, now: float | None = None) -> str:
     """How long ago a Unix time was, roughly.
 
     >>> ago(None), ago(100.0, now=107.0), ago(0.5, now=7200.5), ago(0.5, now=1e6)
-    ('never', '7 s ago', '2 h ago', '11 d ago')
+    ('never', '7 s ago', '2 h ago', '12 d ago')
     """
     if moment is None:
         return "never"

@@ -21,6 +21,14 @@ def rig(tmp_path: Path, release_key: SigningKey) -> Iterator[Rig]:
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def shared_rig(tmp_path_factory: pytest.TempPathFactory, release_key: SigningKey) -> Iterator[Rig]:
+    """One server for the requests of a module that change nothing."""
+    made = Rig(tmp_path_factory.mktemp("shared") / "server", release_key)
+    yield made
+    made.stop()
+
+
 @pytest.fixture
 def make_rig(tmp_path: Path, release_key: SigningKey) -> Iterator[Callable[..., Rig]]:
     made: list[Rig] = []

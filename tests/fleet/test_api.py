@@ -41,13 +41,13 @@ def test_reading_from_elsewhere_needs_the_token(rig, monkeypatch):
         ("/api/v1/nowhere", {}, 404, "Not Found"),
     ],
 )
-def test_requests_that_make_no_sense_are_told_so(rig, path, body, status, words):
-    came, answer = rig.api.call("POST", path, body)
+def test_requests_that_make_no_sense_are_told_so(shared_rig, path, body, status, words):
+    came, answer = shared_rig.api.call("POST", path, body)
     assert (came, words in answer["error"]) == (status, True), answer
 
 
-def test_a_body_that_is_no_json_is_told_so(rig):
-    status, answer = rig.api.call("POST", "/api/v1/tokens", raw=b"{half")
+def test_a_body_that_is_no_json_is_told_so(shared_rig):
+    status, answer = shared_rig.api.call("POST", "/api/v1/tokens", raw=b"{half")
     assert (status, answer["error"].startswith("body: ")) == (400, True)
 
 

@@ -7,22 +7,13 @@ import tarfile
 
 import msgspec
 import pytest
-from fleet_rig import GROUP, Rig, archive, enrolment_request, wait_for
+from fleet_rig import GROUP, archive, enrolment_request, wait_for
 
 from edgeops.messages import Death, encode_json
 from edgeops.signing import SigningKey
 from edgeops.topics import Topics, Upstream
 
 TOPICS = Topics("test")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """One server for all requests that change nothing."""
-    made = Rig(tmp_path_factory.mktemp("attacked") / "server", SigningKey.generate())
-    yield made
-    made.stop()
-
 
 HUGE = 10**20
 
@@ -50,20 +41,20 @@ HUGE = 10**20
         ("GET", "/api/v1/bundles/%2e%2e%2foperator.token/manifest", None),
     ],
 )
-def test_nonsense_is_refused_with_a_reason(server, method, path, body):
-    status, answer = server.api.call(method, path, body)
+def test_nonsense_is_refused_with_a_reason(shared_rig, method, path, body):
+    status, answer = shared_rig.api.call(method, path, body)
     assert 400 <= status < 500, (status, answer)
     assert answer["error"] if "error" in answer else answer["detail"]
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"uses": 1e999}', b"null"])
-def test_bodies_that_are_no_json_are_refused(server, raw):
-    status, answer = server.api.call("POST", "/api/v1/tokens", raw=raw)
+def test_bodies_that_are_no_json_are_refused(shared_rig, raw):
+    status, answer = shared_rig.api.call("POST", "/api/v1/tokens", raw=raw)
     assert (status, "body" in answer["error"]) == (400, True)
 
 
-def test_a_body_without_end_is_refused(server):
-    status, answer = server.api.call("POST", "/api/v1/tokens", raw=b" " * (17 << 20))
+def test_a_body_without_end_is_refused(shared_rig):
+    status, answer = shared_rig.api.call("POST", "/api/v1/tokens", raw=b" " * (17 << 20))
     assert (status, "at most" in answer["error"]) == (400, True)
 
 

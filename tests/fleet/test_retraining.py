@@ -351,8 +351,8 @@ def test_a_command_that_does_not_exist_has_failed_and_says_so(make_fleet):
         ({}, 400),
     ],
 )
-def test_labels_that_make_no_sense_are_refused(rig, labels, status):
-    assert rig.api.call("POST", "/api/v1/labels", labels)[0] == status
+def test_labels_that_make_no_sense_are_refused(shared_rig, labels, status):
+    assert shared_rig.api.call("POST", "/api/v1/labels", labels)[0] == status
 
 
 def test_labels_are_taken_together_or_not_at_all(make_fleet):

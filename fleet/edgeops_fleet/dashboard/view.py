@@ -410,6 +410,7 @@ _CHECK_BADGES = {
     "pass": Badge("pass", Tone.GOOD),
     "fail": Badge("fail", Tone.BAD),
     "inconclusive": Badge("inconclusive", Tone.WARN),
+    "aborted": Badge("aborted", Tone.WARN),
 }
 _RETRAIN_TONES = {"done": Tone.GOOD, "benign": Tone.GOOD, "failed": Tone.BAD, "interrupted": Tone.WARN}
 _LOG_TONES = (
