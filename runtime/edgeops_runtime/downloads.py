@@ -70,6 +70,8 @@ class HttpDownloader:
         except (URLError, HTTPException, OSError, ValueError) as error:
             raise DownloadError(f"{url}: {getattr(error, 'reason', error)}") from error
         with response:
+            if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+                raise DownloadError(f"{url}: expected 200 or 206, got {response.status} {response.reason}")
             begins = _first_byte(response.headers.get("Content-Range"), offset, url) if response.status == 206 else 0  # noqa: PLR2004
             yield Stream(begins, _read(response, url))
 

@@ -92,6 +92,13 @@ class Connection:
         self._limits = limits
         self._reader = _Reader(limits)
         self._is_last = False
+        self._idle_since: float | None = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """Since when there was no request, in seconds; 0 while one is there, or has begun to come."""
+        since = self._idle_since
+        return time.monotonic() - since if since is not None and not self._reader.has_begun else 0.0
 
     def serve(self) -> None:
         """Answer until the client leaves, breaks a rule, or :meth:`finish` was called; then close."""
@@ -154,6 +161,7 @@ class Connection:
     def _answer_all(self) -> bool:
         """Answer what was read; whether the connection goes on."""
         reader = self._reader
+        self._idle_since = None
         while reader.requests:
             request = reader.requests.popleft()
             response = self._handler(request)
@@ -168,6 +176,7 @@ class Connection:
             self._send(error_response(*reader.problem), goes_on=False)
             self._linger()
             return False
+        self._idle_since = time.monotonic()
         return True
 
     def _send(self, response: Response, *, goes_on: bool, is_head: bool = False) -> None:

@@ -21,6 +21,8 @@ _BACKLOG = 512
 _REFUSED_LINGER_S = 1.0
 _MAX_REFUSED = 256
 _PAUSE_S = 0.02
+_IDLE_ENOUGH_S = 1.0
+"""A connection that is idle for less may have its request on the way."""
 
 
 class Listener:
@@ -124,6 +126,7 @@ class Listener:
         with self._changed:
             if len(self._open) >= self._max_connections:
                 self._refused.add(accepted)
+                self._make_room()
                 return
             connection = Connection(accepted, self._handler, self._limits)
             self._open.add(connection)
@@ -134,6 +137,12 @@ class Listener:
             with self._changed:
                 self._open.discard(connection)
             self._refused.add(accepted)
+
+    def _make_room(self) -> None:
+        """Close the connection that is idle for longest, so that clients which only hold theirs do not lock the others out."""
+        longest = max(self._open, key=lambda connection: connection.idle_s)
+        if longest.idle_s > _IDLE_ENOUGH_S:
+            longest.hang_up()
 
     def _serve(self, connection: Connection) -> None:
         try:

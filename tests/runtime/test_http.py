@@ -2,6 +2,7 @@ import contextlib
 import random
 import re
 import socket
+import sys
 import threading
 from http.client import HTTPConnection
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from edgeops.errors import ConfigError
 from edgeops_runtime.http import Limits, Request, Response
 from edgeops_runtime.listener import Listener, address_of, bind
+
+sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
+
+from agent_parts import eventually
 
 LIMITS = Limits(header_bytes=4000, body_bytes=100_000, idle_s=5.0, request_s=0.3, send_s=5.0)
 
@@ -246,6 +251,22 @@ def test_more_connections_than_the_limit_are_told_to_come_again(make_listener, d
     assert sorted(codes) == [200] * 20 + [503] * 80
     assert all(b"Retry-After: 1" in answer for answer in answers if b"503" in answer)
     assert statuses(send(listening.getsockname(), b"GET / HTTP/1.1\r\n" + CLOSE)) == [200]
+
+
+def test_clients_that_only_hold_their_connections_do_not_lock_out_the_others(make_listener):
+    _, listening = make_listener(max_connections=3)
+    idle = [socket.create_connection(listening.getsockname(), timeout=20) for _ in range(3)]
+    for each in idle:
+        each.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert statuses(each.recv(1000)) == [200]
+
+    def ask() -> list[int]:
+        return statuses(send(listening.getsockname(), b"GET / HTTP/1.1\r\n" + CLOSE))
+
+    assert ask() == [503]
+    eventually(lambda: ask() == [200])
+    for each in idle:
+        each.close()
 
 
 def test_random_bytes_never_stop_it(address):
