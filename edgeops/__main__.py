@@ -69,6 +69,7 @@ def run(command: click.Command, name: str) -> None:
     """Run a command line: exit code 0 done, 1 a refusal or failure, 2 wrong usage, 130 interrupted."""
     try:
         code = command.main(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
     except EdgeOpsError as error:
         click.echo(f"{name}: {error}", err=True)
         sys.exit(1)
@@ -83,6 +84,11 @@ def run(command: click.Command, name: str) -> None:
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        # What our own code meets is an EdgeOpsError by now; this is the terminal, or the disk behind `>`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"{name}: {error}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 

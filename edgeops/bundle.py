@@ -4,16 +4,17 @@ What a manifest means is in :mod:`edgeops.manifest`. The digest of the bundle is
 signatures included; since the manifest has the digest of every other file, it stands for all of them.
 """
 
+import contextlib
 import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from edgeops.errors import ConflictError, ManifestError
+from edgeops.errors import ConflictError, ManifestError, TransientError, UntrustedError
 from edgeops.files import digest_bytes, digest_file, sync_directory, write_durably
 from edgeops.manifest import FileEntry, Manifest, check_path, decode_manifest, encode_manifest
 from edgeops.signing import MANIFEST, PublicKey, SigningKey, seal, unseal
@@ -46,7 +47,11 @@ def read_manifest(envelope: bytes, *, keys: Iterable[PublicKey] | None, where: s
         UntrustedError: None of the keys signed it.
         ManifestError: It is signed, and not a valid manifest.
     """
-    return decode_manifest(unseal(envelope, kind=MANIFEST, keys=keys), where=where)
+    try:
+        payload = unseal(envelope, kind=MANIFEST, keys=keys)
+    except UntrustedError as error:
+        raise UntrustedError(f"{where}: {error}") from error
+    return decode_manifest(payload, where=where)
 
 
 def open_bundle(path: Path, *, keys: Iterable[PublicKey] | None = None, partial: bool = False) -> Bundle:
@@ -63,12 +68,17 @@ def open_bundle(path: Path, *, keys: Iterable[PublicKey] | None = None, partial:
     """
     manifest_path = path / MANIFEST_FILE
     try:
-        envelope = manifest_path.read_bytes()
+        with manifest_path.open("rb") as stream:
+            envelope = stream.read(_MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise ManifestError(f"{path}: expected a bundle directory with {MANIFEST_FILE}: {error.strerror}") from error
+    if len(envelope) > _MAX_MANIFEST_BYTES:
+        raise ManifestError(f"{manifest_path}: expected at most {_MAX_MANIFEST_BYTES} bytes")
     manifest = read_manifest(envelope, keys=keys, where=str(manifest_path))
     for name, entry in manifest.files.items():
         file = path / name
+        if any((path / parent).is_symlink() for parent in PurePosixPath(name).parents):
+            raise ManifestError(f"{file}: expected plain directories inside the bundle, found a link")
         if partial and not file.exists() and not file.is_symlink():
             continue
         verify_file(file, entry)
@@ -107,14 +117,9 @@ def write_bundle(
     Raises:
         ConflictError: The directory exists.
         ManifestError: The manifest names a file that was not given.
+        TransientError: A file cannot be read or written; the disk may be full.
     """
-    if path.exists():
-        raise ConflictError(
-            f"{path}: exists already; a bundle is never overwritten, choose another directory or version"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _appearing(path) as temporary:
         entries = {}
         for name, source in sorted(files.items()):
             check_path(name)
@@ -125,17 +130,15 @@ def write_bundle(
         complete = msgspec.structs.replace(manifest, files=entries)
         envelope = seal(encode_manifest(complete), kind=MANIFEST, keys=keys)
         write_durably(temporary / MANIFEST_FILE, envelope)
-        temporary.chmod(0o755)
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Bundle(path=path, manifest=complete, digest=digest_bytes(envelope))
 
 
 def pack(bundle: Bundle, target: Path) -> None:
-    """Write the files of a bundle into one ``.tar``; the same bundle gives the same bytes."""
+    """Write the files of a bundle into one ``.tar``; the same bundle gives the same bytes.
+
+    Raises:
+        TransientError: A file cannot be read or written.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with tarfile.open(temporary, "w") as archive:
@@ -146,9 +149,11 @@ def pack(bundle: Bundle, target: Path) -> None:
                 with bundle.file(name).open("rb") as stream:
                     archive.addfile(info, stream)
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise TransientError(f"{target}: cannot be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def unpack(archive: Path, target: Path, *, keys: Iterable[PublicKey] | None = None) -> Bundle:
@@ -160,29 +165,45 @@ def unpack(archive: Path, target: Path, *, keys: Iterable[PublicKey] | None = No
         UntrustedError: None of the keys signed it.
         ManifestError: It is no tar, is truncated, or does not hold what the manifest lists.
         ConflictError: The target exists.
+        TransientError: A file cannot be read or written.
     """
-    if target.exists():
-        raise ConflictError(f"{target}: exists already")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            envelope = _member_bytes(tar, archive, MANIFEST_FILE, _MAX_MANIFEST_BYTES)
-            manifest = read_manifest(envelope, keys=keys, where=f"{archive}:{MANIFEST_FILE}")
-            (temporary / MANIFEST_FILE).write_bytes(envelope)
-            for name, entry in manifest.files.items():
-                file = temporary / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(_member_bytes(tar, archive, name, entry.size_bytes))
+    with _appearing(target) as temporary:
+        try:
+            with tarfile.open(archive, "r:") as tar:
+                envelope = _member_bytes(tar, archive, MANIFEST_FILE, _MAX_MANIFEST_BYTES)
+                manifest = read_manifest(envelope, keys=keys, where=f"{archive}:{MANIFEST_FILE}")
+                (temporary / MANIFEST_FILE).write_bytes(envelope)
+                for name, entry in manifest.files.items():
+                    file = temporary / name
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(_member_bytes(tar, archive, name, entry.size_bytes))
+        except (tarfile.TarError, EOFError) as error:
+            raise ManifestError(f"{archive}: not a readable .tar of a bundle: {error}") from error
         open_bundle(temporary, keys=keys)
+    return open_bundle(target, keys=keys)
+
+
+@contextlib.contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A directory to fill, which takes the name of the target when the block ends well, and is gone when it does not."""
+    if target.exists() or target.is_symlink():
+        raise ConflictError(
+            f"{target}: exists already; a bundle is never overwritten, choose another directory or version"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise TransientError(f"{target}: cannot be made: {error}") from error
+    try:
+        yield temporary
         temporary.chmod(0o755)
         temporary.replace(target)
         sync_directory(target.parent)
-    except (tarfile.TarError, EOFError) as error:
-        raise ManifestError(f"{archive}: not a readable .tar of a bundle: {error}") from error
+    except OSError as error:
+        raise TransientError(f"{target}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return open_bundle(target, keys=keys)
 
 
 def _member_bytes(tar: tarfile.TarFile, archive: Path, name: str, limit: int) -> bytes:

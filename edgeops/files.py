@@ -1,12 +1,13 @@
 """Writing files so that a power cut leaves either the old content or the new, and digests of what was written."""
 
+import contextlib
 import hashlib
 import os
 import re
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
-DIGEST_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}$")
+DIGEST_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 
 
 def digest_bytes(data: bytes) -> str:
@@ -49,6 +50,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
     sync_directory(path.parent)

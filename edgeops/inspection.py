@@ -64,7 +64,7 @@ def _describe(bundle: Bundle, *, is_signature_checked: bool) -> list[str]:
             f"  {title:<11} {spec.name}: {spec.dtype} {list(spec.shape)} {spec.layout}".rstrip() for spec in specs
         ]
     lines += [f"  labels      {', '.join(manifest.labels)}"] if manifest.labels else []
-    lines.append(f"  {'variant':<16}{'size':>10}{'latency':>12}{'accuracy':>24}{'agreement':>11}")
+    lines.append(f"  {'variant':<16}{'size':>10}{'latency':>12}{'accuracy':>27}{'agreement':>11}")
     lines += [_describe_variant(variant, manifest.files[variant.file].size_bytes) for variant in manifest.variants]
     return lines
 
@@ -75,4 +75,4 @@ def _describe_variant(variant: Variant, size_bytes: int) -> str:
     accuracy = measured.accuracy
     shown = f"{accuracy.value:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}]" if accuracy is not None else "-"
     agreement = f"{measured.agreement:.2%}" if measured.agreement is not None else "-"
-    return f"  {variant.name:<16}{size_bytes / 1000:>7.1f} kB{latency:>12}{shown:>24}{agreement:>11}"
+    return f"  {variant.name:<16}{size_bytes / 1000:>7.1f} kB{latency:>12}{shown:>27}{agreement:>11}"

@@ -5,8 +5,10 @@ The idea is HdrHistogram's (Tene); the bucket is a few integer operations on nan
 
 from collections.abc import Iterable
 
+from edgeops.errors import MessageError
+
 _SUB_BITS = 3
-_SUB_BUCKETS = 1 << _SUB_BITS
+_LAST_BUCKET = (64 - _SUB_BITS) << _SUB_BITS
 
 
 def latency_bucket(nanoseconds: int) -> int:
@@ -32,6 +34,19 @@ def bucket_bounds(bucket: int) -> tuple[int, int]:
 
 Buckets = dict[int, int]
 """Bucket → count; sparse."""
+
+
+def check_buckets(histogram: Buckets) -> None:
+    """Refuse a histogram that no device can have counted.
+
+    Raises:
+        MessageError: A bucket is beyond 64 bits of nanoseconds, or a count is negative.
+    """
+    for bucket, count in histogram.items():
+        if not 0 <= bucket <= _LAST_BUCKET or count < 0:
+            raise MessageError(
+                f"latency: expected buckets 0 to {_LAST_BUCKET} with counts from 0, got {bucket}: {count}"
+            )
 
 
 def merge_buckets(histograms: Iterable[Buckets]) -> Buckets:

@@ -18,7 +18,8 @@ from edgeops.topics import check_name
 SCHEMA = 1
 """The version of the manifest's schema that this code reads and writes."""
 
-_SEMVER = re.compile(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?$")
+_NUMBER = r"(0|[1-9]\d{0,8})"
+_SEMVER = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?")
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +183,9 @@ class Manifest(_Part, frozen=True, kw_only=True):
         parse_version(self.version)
         for path in self.files:
             check_path(path)
+            for directory in PurePosixPath(path).parents:
+                if str(directory) in self.files:
+                    raise ManifestError(f"files: {str(directory)!r} cannot be a file and the directory of {path!r}")
         self._check_variants()
         for path in filter(None, (self.golden, self.reference)):
             if path not in self.files:
@@ -224,17 +228,25 @@ class Manifest(_Part, frozen=True, kw_only=True):
                 raise ManifestError(f"{where}: no tensor {operator.tensor!r}; there are {sorted(names)}")
 
 
-def parse_version(version: str) -> tuple[int, int, int, int, str]:
-    """A key that sorts semantic versions.
+VersionKey = tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]
+
+
+def parse_version(version: str) -> VersionKey:
+    """A key that sorts semantic versions (semver.org, 11: numbers by value, before words; a prerelease before its release).
+
+    >>> sorted(["1.0.0", "1.0.0-10", "1.0.0-9", "1.0.0-rc.1", "0.9.10"], key=parse_version)
+    ['0.9.10', '1.0.0-9', '1.0.0-10', '1.0.0-rc.1', '1.0.0']
 
     Raises:
         ManifestError: It is not ``major.minor.patch`` with an optional ``-prerelease``.
     """
-    match = _SEMVER.match(version)
+    match = _SEMVER.fullmatch(version)
     if match is None:
         raise ManifestError(f"version {version!r}: expected major.minor.patch, for example 1.2.0")
     major, minor, patch, prerelease = match.groups()
-    return int(major), int(minor), int(patch), 0 if prerelease else 1, prerelease or ""
+    identifiers = prerelease.split(".") if prerelease else []
+    words = tuple((not word.isdigit(), int(word[:18]) if word.isdigit() else 0, word) for word in identifiers)
+    return int(major), int(minor), int(patch), not words, words
 
 
 def check_path(path: str) -> None:
@@ -269,7 +281,7 @@ def decode_manifest(data: bytes, *, where: str = "manifest.json") -> Manifest:
         if schema != SCHEMA:
             raise ManifestError(f"{where}: schema {schema} is unknown; this release reads schema {SCHEMA}")
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, EdgeOpsError) as error:
         if isinstance(error, ManifestError) and str(error).startswith(where):
             raise
         raise ManifestError(f"{where}: {error}") from error

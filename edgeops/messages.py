@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from edgeops.errors import EdgeOpsError, MessageError
-from edgeops.latency import Buckets
+from edgeops.latency import Buckets, check_buckets
 from edgeops.selection import Attribute
 from edgeops.signals import Profile
 
@@ -277,6 +277,12 @@ class Telemetry(Record, frozen=True, kw_only=True, tag="telemetry"):
     profile: Profile | None = None
     host: HostMetrics = HostMetrics()
 
+    def __post_init__(self) -> None:
+        # What is wrong here would spoil every sum that it is added to.
+        if min(self.requests, self.rows, self.errors, self.not_finite) < 0:
+            raise MessageError("telemetry: counters are not negative")
+        check_buckets(self.latency)
+
 
 class SampledTensor(_Message, frozen=True, kw_only=True):
     """A tensor as bytes, little-endian, row-major."""
@@ -372,7 +378,7 @@ def decode_json(data: bytes, kind: type[MessageType], *, where: str) -> MessageT
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, EdgeOpsError) as error:
         raise MessageError(f"{where}: expected a {kind.__name__}: {error}") from error
 
 
@@ -405,7 +411,7 @@ def decode_record(data: bytes, *, where: str) -> StoredRecord:
         if inflater.unconsumed_tail or not inflater.eof:
             raise MessageError(f"{where}: truncated, or more than {_MAX_INFLATED_BYTES} bytes when inflated")
         return _RECORD_MSGPACK.decode(plain)
-    except (msgspec.DecodeError, zlib.error, UnicodeDecodeError, EdgeOpsError) as error:
+    except (msgspec.DecodeError, zlib.error, UnicodeDecodeError, RecursionError, EdgeOpsError) as error:
         if isinstance(error, MessageError):
             raise
         raise MessageError(f"{where}: expected a record: {error}") from error

@@ -2,7 +2,7 @@
 
 Pure. ``where`` is a small expression language: ``site == 'north' and engine in ['litert'] and not model_a == 'x'``; names are
 attributes, comparisons are ``== != < <= > >= in``, joined by ``and``, ``or``, ``not``. An attribute that a device lacks makes
-a comparison false.
+a comparison false, so ``not site == 'north'`` holds for a device without a site.
 """
 
 import ast
@@ -18,6 +18,16 @@ BUCKETS = 10_000
 
 Attribute = str | int | float | bool
 
+
+class _Missing:
+    """The value of an attribute that a device lacks; false by itself, and in every comparison."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+_MISSING = _Missing()
+
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -27,7 +37,6 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.GtE: operator.ge,
     ast.In: lambda item, container: item in container,
 }
-_MISSING = object()
 
 
 def bucket(device: str) -> int:

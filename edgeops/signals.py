@@ -43,7 +43,7 @@ class Signal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         name: Unique in the reference, for example ``image.gradient``.
-        tensor: The manifest's input or output that is looked at, after pre- or before post-processing as the caller sees it.
+        tensor: The manifest's input, after ``preprocess``, or output, before ``postprocess``.
         statistic: How a row becomes a number.
         index: Element or seed, where the statistic takes one.
         edges: Increasing; bin ``i`` holds ``edges[i-1] <= x < edges[i]``; there are ``len(edges) + 1`` bins and a last one
@@ -114,6 +114,10 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     rows: int
     counts: dict[str, tuple[int, ...]]
 
+    def __post_init__(self) -> None:
+        if self.rows < 0 or any(min(counts, default=0) < 0 for counts in self.counts.values()):
+            raise ManifestError("profile: counts are not negative")
+
     def __add__(self, other: "Profile") -> "Profile":
         """Merge two profiles of the same reference.
 
@@ -162,5 +166,5 @@ def decode_reference(data: bytes, *, where: str = "reference.json") -> Reference
     """
     try:
         return msgspec.json.decode(data, type=Reference)
-    except (msgspec.DecodeError, UnicodeDecodeError, ManifestError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ManifestError) as error:
         raise ManifestError(f"{where}: {error}") from error

@@ -98,9 +98,16 @@ class SigningKey:
         return key
 
     def save(self, path: Path) -> None:
-        """Write the private key with mode 0600."""
+        """Write the private key with mode 0600.
+
+        Raises:
+            ConfigError: It cannot be written there.
+        """
         raw = self._key.private_bytes_raw()
-        write_durably(path, base64.b64encode(raw) + b"\n", mode=0o600)
+        try:
+            write_durably(path, base64.b64encode(raw) + b"\n", mode=0o600)
+        except OSError as error:
+            raise ConfigError(f"{path}: a key cannot be written there: {error.strerror}") from error
 
     def sign(self, data: bytes) -> bytes:
         """The 64 bytes of the signature over the data."""
@@ -133,7 +140,7 @@ def unseal(envelope: bytes, *, kind: str, keys: Iterable[PublicKey] | None) -> b
     """
     try:
         opened = msgspec.json.decode(envelope, type=Envelope)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UntrustedError(f"{kind}: not a signed envelope: {error}") from error
     payload = bytes(opened.payload)
     if keys is None:

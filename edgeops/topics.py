@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from edgeops.errors import MessageError
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Upstream(StrEnum):
@@ -27,7 +27,7 @@ def check_name(kind: str, name: str) -> str:
     Raises:
         MessageError: It has other characters than letters, digits, ``_``, ``.`` and ``-``, or more than 64.
     """
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise MessageError(
             f"{kind} {name!r}: expected 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first"
         )

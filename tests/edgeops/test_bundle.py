@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeops.bundle import MANIFEST_FILE, Bundle, open_bundle, pack, unpack, write_bundle
-from edgeops.errors import ConflictError, ManifestError, UntrustedError
+from edgeops.errors import ConflictError, ManifestError, TransientError, UntrustedError
 from edgeops.manifest import Manifest
 from edgeops.signing import SigningKey
 
@@ -87,7 +87,7 @@ def test_existing_directory_is_never_overwritten(bundle: Bundle, manifest: Manif
 def test_failed_write_leaves_nothing_behind(tmp_path: Path, manifest: Manifest, bundle: Bundle) -> None:
     target = tmp_path / "out" / "fashion-1.0.0"
     files = {"model.onnx": bundle.file("model.onnx"), "golden.npz": tmp_path / "absent"}
-    with pytest.raises(OSError, match="absent"):
+    with pytest.raises(TransientError, match="absent"):
         write_bundle(target, manifest, files)
     assert list(target.parent.iterdir()) == []
 
@@ -121,3 +121,36 @@ def test_tar_cannot_write_outside_its_directory(bundle: Bundle, tmp_path: Path, 
     found = {str(path.relative_to(unpacked.path)) for path in unpacked.path.rglob("*") if path.is_file()}
     assert found == {MANIFEST_FILE, "model.onnx", "golden.npz", "parts/reference.json"}
     assert not list(tmp_path.rglob("escape"))
+
+
+def test_link_in_place_of_a_directory_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.file("parts").rename(tmp_path / "elsewhere")
+    bundle.file("parts").symlink_to(tmp_path / "elsewhere")
+    for partial in (False, True):
+        with pytest.raises(ManifestError, match="found a link"):
+            open_bundle(bundle.path, partial=partial)
+
+
+def test_manifest_without_end_is_refused_before_it_fills_memory(bundle: Bundle) -> None:
+    with bundle.file(MANIFEST_FILE).open("r+b") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(ManifestError, match="expected at most"):
+        open_bundle(bundle.path)
+
+
+def test_wrong_signature_names_the_file(bundle: Bundle) -> None:
+    with pytest.raises(UntrustedError, match=r"fashion-1\.0\.0/manifest\.json"):
+        open_bundle(bundle.path, keys=[SigningKey.generate().public])
+
+
+def test_unwritable_target_is_a_clear_error_and_leaves_nothing(
+    bundle: Bundle, manifest: Manifest, tmp_path: Path
+) -> None:
+    (tmp_path / "plain").touch()
+    files = {name: bundle.file(name) for name in bundle.manifest.files}
+    with pytest.raises(TransientError, match="plain"):
+        write_bundle(tmp_path / "plain" / "below", manifest, files)
+    with pytest.raises(TransientError, match="plain"):
+        pack(bundle, tmp_path / "plain" / "below.tar")
+    with pytest.raises(TransientError, match="plain"):
+        unpack(tmp_path / "absent.tar", tmp_path / "plain" / "below")

@@ -63,3 +63,24 @@ def test_generated_key_is_never_overwritten(tmp_path: Path) -> None:
     assert edgeops("keys", "show", str(path)).stdout == first.stdout
     assert edgeops("keys", "generate", str(path)).returncode == 2
     assert edgeops("keys", "show", str(path)).stdout == first.stdout
+
+
+def test_key_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    result = edgeops("keys", "generate", str(tmp_path / "absent" / "release.key"))
+    assert result.returncode == 1
+    assert "a key cannot be written there" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_full_disk_behind_the_output_is_a_clear_error(bundle: Bundle) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "edgeops", "inspect", str(bundle.path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert "No space left" in result.stderr
+    assert "Traceback" not in result.stderr

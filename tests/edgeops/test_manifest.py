@@ -66,6 +66,21 @@ def test_versions_sort_as_semantic_versions_do() -> None:
     assert sorted(versions, key=parse_version) == ["0.9.9", "1.2.0-rc1", "1.2.0", "1.10.0", "2.0.0"]
 
 
+@pytest.mark.parametrize(
+    "version", ["", "1", "1.0", "01.0.0", "1.0.0\n", "1.0.0-", "1.0.0-a..b", "1.0.0+build", f"{'9' * 5000}.0.0"]
+)
+def test_what_is_no_semantic_version_is_refused(version: str) -> None:
+    with pytest.raises(ManifestError, match=r"expected major\.minor\.patch"):
+        parse_version(version)
+
+
+def test_file_cannot_be_the_directory_of_another(manifest: Manifest) -> None:
+    entry = {"digest": "sha256:" + "0" * 64, "size_bytes": 1}
+    files = json.loads(encode_manifest(manifest))["files"] | {"a": entry, "a/b": entry}
+    with pytest.raises(ManifestError, match="directory of 'a/b'"):
+        decode_manifest(changed(manifest, files=files))
+
+
 def test_operators_keep_their_kind(manifest: Manifest) -> None:
     operators = (Scale(tensor="image", factor=1 / 255), Normalize(tensor="image", mean=(0.5,), std=(0.25,)))
     again = decode_manifest(encode_manifest(msgspec.structs.replace(manifest, preprocess=operators)))

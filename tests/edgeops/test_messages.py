@@ -155,3 +155,31 @@ def test_control_message_without_a_key_is_refused_by_name(message: Ack) -> None:
     del document[key]
     with pytest.raises(MessageError, match=key):
         decode_json(json.dumps(document).encode(), type(message), where="t")
+
+
+@pytest.mark.parametrize("depth", [2_000, 200_000])
+def test_deeply_nested_document_is_refused_like_any_other_garbage(depth: int) -> None:
+    nested = b'{"type": "transition", "model": ' + b"[" * depth + b"]" * depth + b"}"
+    with pytest.raises(MessageError):
+        decode_record(nested, where="t")
+    with pytest.raises(MessageError):
+        decode_record(zlib.compress(b"\x91" * depth + b"\x00"), where="t")
+    with pytest.raises(MessageError):
+        decode_json(b'{"epoch": ' + b"[" * depth + b"]" * depth + b"}", Ack, where="t")
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"latency": {10**9: 1}},
+        {"latency": {-1: 1}},
+        {"latency": {5: -1}},
+        {"requests": -1},
+        {"profile": {"reference": "r", "rows": 1, "counts": {"s": (-1, 2)}}},
+        {"profile": {"reference": "r", "rows": -1, "counts": {}}},
+    ],
+)
+def test_counts_that_no_device_can_have_counted_are_refused(spoiled: dict[str, object]) -> None:
+    document = msgspec.to_builtins(RECORDS[3]) | spoiled
+    with pytest.raises(MessageError):
+        decode_record(zlib.compress(msgspec.msgpack.encode(document)), where="t")

@@ -31,7 +31,7 @@ def test_other_topics_are_refused(topic: str) -> None:
         TOPICS.parse_upstream(topic)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "+", "#", "a b", "é", "x" * 65, "-a", "$SYS"])
+@pytest.mark.parametrize("name", ["", "a/b", "+", "#", "a b", "é", "x" * 65, "-a", "$SYS", "a\n"])
 def test_names_that_would_break_a_topic_are_refused(name: str) -> None:
     with pytest.raises(MessageError):
         TOPICS.group_desired(name)
