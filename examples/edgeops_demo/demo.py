@@ -80,15 +80,15 @@ class Demo:
             EdgeOpsError: A step did not come out as told; the report has what was found until then.
         """
         step = self._story.step
+        with step("data", "Data"):
+            self._load()
+        with step("train", "Train a small residual network"):
+            self._train()
+        with step("convert", f"Convert {FIRST} to float and int8, ONNX and TFLite"):
+            self._convert_first()
+        with step("fleet", "Start the server, the broker and eight devices"):
+            self._start_fleet()
         try:
-            with step("data", "Data"):
-                self._load()
-            with step("train", "Train a small residual network"):
-                self._train()
-            with step("convert", f"Convert {FIRST} to float and int8, ONNX and TFLite"):
-                self._convert_first()
-            with step("fleet", "Start the server, the broker and eight devices"):
-                self._start_fleet()
             with step("rollout", f"Roll out {FIRST} in waves"):
                 self._roll_out_first()
             with step("bad_release", f"Break it: {BAD} passes the converter's gate and fails in the sun"):
@@ -99,9 +99,9 @@ class Demo:
                 self._retrain()
             with step("recover", "Watch the drift clear"):
                 self._recover()
-            self.report.outcome = "as told"
         finally:
-            self._close()
+            self._stop_traffic()
+        self.report.outcome = "as told" if all(self.report.checks.values()) else "incomplete"
 
     def _load(self) -> None:
         self._dataset = load_dataset(self._options.images)
@@ -342,9 +342,7 @@ class Demo:
         )
         self._check("retraining was requested exactly once", len(self._retrains()) == 1)
 
-    def _close(self) -> None:
-        if self._programs.is_empty:
-            return
+    def _stop_traffic(self) -> None:
         self._stage.stop_cameras()
         seen = total(self._stage.tallies())
         self.report.requests, self.report.failed_requests = seen.requests, seen.failed

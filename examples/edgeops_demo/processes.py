@@ -95,11 +95,6 @@ class Programs:
         self._programs: list[Program] = []
         logs.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was started."""
-        return not self._programs
-
     def start(self, name: str, *command: str) -> Program:
         """Start a program of this environment."""
         program = Program(name, command, log=self._logs / f"{name}.log")
