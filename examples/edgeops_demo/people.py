@@ -1,46 +1,19 @@
 """The two people that the demo stands in for: the operator who uses the server's API, and the one who labels samples."""
 
-import json
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from edgeops.bundle import Bundle, pack
 from edgeops.errors import EdgeOpsError
 from edgeops_demo.images import Labels
+from edgeops_fleet.client import Client
 
 
-class Operator:
-    """Calls the server's REST API.
-
-    Args:
-        url: Of the server.
-        token: The operator's API token.
-    """
-
-    def __init__(self, url: str, token: str) -> None:
-        self.url, self.token = url, token
-
-    def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """Read a resource.
-
-        Raises:
-            EdgeOpsError: The server is away or says no; with its answer.
-        """
-        return self._call("GET", path, None)
-
-    def post(self, path: str, body: Mapping[str, Any] | list[Any] | None = None) -> Any:  # noqa: ANN401 - JSON
-        """Ask for something to be done.
-
-        Raises:
-            EdgeOpsError: The server is away or says no; with its answer.
-        """
-        return self._call("POST", path, json.dumps(body if body is not None else {}).encode())
+class Operator(Client):
+    """Uses the server's REST API, as the command line does."""
 
     def publish(self, bundle: Bundle) -> None:
         """Upload a bundle.
@@ -51,20 +24,8 @@ class Operator:
         with tempfile.TemporaryDirectory() as directory:
             archive = Path(directory) / "bundle.tar"
             pack(bundle, archive)
-            self._call("POST", "/api/v1/bundles", archive.read_bytes(), content_type="application/x-tar")
-
-    def _call(self, method: str, path: str, body: bytes | None, *, content_type: str = "application/json") -> Any:  # noqa: ANN401 - JSON
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type}
-        request = urllib.request.Request(self.url + path, data=body, headers=headers, method=method)  # noqa: S310 - http
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - http
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            raise EdgeOpsError(
-                f"{method} {path}: HTTP {error.code}: {error.read().decode(errors='replace')}"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise EdgeOpsError(f"{method} {path}: {error}") from error
+            with archive.open("rb") as stream:
+                self.upload("/api/v1/bundles", stream, size_bytes=archive.stat().st_size)
 
 
 class Labeller(threading.Thread):

@@ -29,7 +29,7 @@ class Client:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"server {url!r}: expected http:// or https://")
         self.url = url.rstrip("/")
-        self._token = token
+        self.token = token
 
     @classmethod
     def find(cls, *, server: str | None, data: Path | None, token: str | None) -> "Client":
@@ -74,8 +74,8 @@ class Client:
         self, method: str, path: str, body: bytes | BinaryIO | None = None, *, headers: dict[str, str] | None = None
     ) -> Any:  # noqa: ANN401 - JSON
         sent = {"Content-Type": "application/json", **(headers or {})}
-        if self._token:
-            sent["Authorization"] = f"Bearer {self._token}"
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
         request = urllib.request.Request(self.url + path, data=body, headers=sent, method=method)  # noqa: S310 - checked
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - checked
