@@ -1,5 +1,7 @@
 """``edgeops serve``: one bundle over local HTTP, in one process, without a fleet."""
 
+import json
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -72,18 +74,17 @@ def describe(model: Model, address: str) -> list[str]:
 def curl_line(manifest: Manifest, address: str) -> str:
     """A command that asks for an inference; zeros where the input is larger than a line of text."""
     if address.startswith("unix:"):
-        where = f"--unix-socket {address.removeprefix('unix:')} http://localhost"
+        where = f"--unix-socket {shlex.quote(address.removeprefix('unix:'))} http://localhost"
     else:
         where = f"http://{address}"
     url = f"{where}/v2/models/{manifest.name}"
     if any(_count(spec) > _MAX_EXAMPLE_VALUES for spec in manifest.inputs):
         return f"curl -s {url}"
-    tensors = ",".join(
-        f'{{"name":"{spec.name}","datatype":"{spec.dtype}","shape":{_example_shape(spec)},'
-        f'"data":{[0] * _count(spec)}}}'.replace(" ", "")
+    tensors = [
+        {"name": spec.name, "datatype": spec.dtype, "shape": _example_shape(spec), "data": [0] * _count(spec)}
         for spec in manifest.inputs
-    )
-    return f"curl -s {url}/infer -d '{{\"inputs\":[{tensors}]}}'"
+    ]
+    return f"curl -s {url}/infer -d {shlex.quote(json.dumps({'inputs': tensors}, separators=(',', ':')))}"
 
 
 def _tensors(manifest: Manifest) -> list[tuple[str, TensorSpec]]:

@@ -324,8 +324,10 @@ def _shadow(deployment: Deployment, event: ShadowDone, now: float) -> Outcome:
         measured["shadow_ms"] = event.latency_ms
     known = _with_figures(deployment, measured)
     if event.failed or event.not_finite:
+        asked = event.answered + event.failed + event.not_finite
         return _roll_back(
-            known, f"shadow: {event.failed} failed and {event.not_finite} not finite of {event.answered} {event.reason}"
+            known,
+            f"shadow: of {asked} live requests, {event.failed} failed and {event.not_finite} were not finite: {event.reason}",
         )
     if event.agreement is not None and event.agreement < trial.min_agreement:
         return _roll_back(

@@ -194,8 +194,8 @@ class Caller(threading.Thread):
             raise ValueError("the answer is not finite")
         return answer
 
-    def serves_within(self, seconds: float) -> float:
-        """How long until a request succeeds, in seconds."""
+    def serves_within(self, seconds: float, *, what: str = "") -> None:
+        """Ask until a request succeeds; fails when that takes longer."""
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             try:
@@ -204,8 +204,8 @@ class Caller(threading.Thread):
                 self._drop()
                 time.sleep(0.01)
             else:
-                return time.monotonic() - begun
-        raise AssertionError(f"{self.address} did not serve within {seconds} s")
+                return
+        raise AssertionError(f"{self.address} did not serve within {seconds} s {what}")
 
     def _drop(self) -> None:
         if self._connection is not None:

@@ -1,7 +1,11 @@
 """onnxruntime behind the :class:`~edgeops_runtime.engines.engine.Engine` seam, on the CPU."""
 
+import os
 from pathlib import Path
 from typing import Any
+
+# Before the import: it reads this once. A device speaks to its own server and to nobody else.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
