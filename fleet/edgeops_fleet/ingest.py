@@ -35,8 +35,8 @@ from edgeops.selection import Attribute
 from edgeops.topics import Topics, Upstream
 from edgeops_fleet.devices import apply_birth, apply_death, apply_transition
 from edgeops_fleet.drift import WindowObservation
-from edgeops_fleet.rollout_records import record_transition
-from edgeops_fleet.samples import insert_sample
+from edgeops_fleet.retraining.samples import insert_sample
+from edgeops_fleet.rollouts.records import record_transition
 from edgeops_fleet.schema import devices, events, streams
 from edgeops_fleet.sequences import Stored
 from edgeops_fleet.store import Store, upsert

@@ -28,16 +28,16 @@ from edgeops_fleet.api import Services, create_app
 from edgeops_fleet.blobs import Blobs
 from edgeops_fleet.broker import EmbeddedBroker, free_port
 from edgeops_fleet.catalog import Catalog
-from edgeops_fleet.controller import Controller
 from edgeops_fleet.dashboard import Snapshot, create_router, read_snapshot
-from edgeops_fleet.desired import Director
 from edgeops_fleet.devices import Devices
 from edgeops_fleet.enrolments import Enrolled, Enrolments
 from edgeops_fleet.ingest import Ingest
 from edgeops_fleet.retention import Retention
-from edgeops_fleet.retrain import Retraining
-from edgeops_fleet.rollout_records import Rollouts
-from edgeops_fleet.samples import Samples
+from edgeops_fleet.retraining.policy import Retraining
+from edgeops_fleet.retraining.samples import Samples
+from edgeops_fleet.rollouts.controller import Controller
+from edgeops_fleet.rollouts.desired import Director
+from edgeops_fleet.rollouts.records import Rollouts
 from edgeops_fleet.settings import Settings, split_address
 from edgeops_fleet.store import Clock, Store, StoreError, get_setting, set_setting
 from edgeops_fleet.watch import Watch

@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeops_runtime.model import Model, load
+    from edgeops_runtime.serving.model import Model, load
 
 __all__ = ["Model", "load"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
     if name in __all__:
-        return getattr(importlib.import_module("edgeops_runtime.model"), name)
+        return getattr(importlib.import_module("edgeops_runtime.serving.model"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,9 +12,9 @@ import click
 from edgeops.manifest import Manifest
 from edgeops.signing import PublicKey
 from edgeops.tensors import TensorSpec
-from edgeops_runtime.listener import Listener, address_of, bind
-from edgeops_runtime.model import Model, load
-from edgeops_runtime.v2 import Service
+from edgeops_runtime.serving.listener import Listener, address_of, bind
+from edgeops_runtime.serving.model import Model, load
+from edgeops_runtime.serving.v2 import Service
 
 _MAX_EXAMPLE_VALUES = 16
 _IDLE_S = 1.0

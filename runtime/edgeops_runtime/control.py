@@ -1,6 +1,6 @@
 """What the agent and a worker say to each other, over a socket pair: JSON, one object a line.
 
-The worker is started with ``python -m edgeops_runtime.worker --bundle DIR --variant NAME --engine NAME --listen-fd N
+The worker is started with ``python -m edgeops_runtime.serving.worker --bundle DIR --variant NAME --engine NAME --listen-fd N
 --control-fd M --threads T``. It loads and warms up, sends :class:`Ready` or :class:`Failed`, and serves only when told
 :class:`Serve`. A worker whose control socket ends exits at once.
 """

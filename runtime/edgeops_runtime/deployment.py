@@ -327,7 +327,7 @@ def _shadow(deployment: Deployment, event: ShadowDone, now: float) -> Outcome:
         asked = event.answered + event.failed + event.not_finite
         return _roll_back(
             known,
-            f"shadow: of {asked} live requests, {event.failed} failed and {event.not_finite} were not finite: {event.reason}",
+            f"shadow: {event.failed} failed and {event.not_finite} not finite of {asked} live requests: {event.reason}",
         )
     if event.agreement is not None and event.agreement < trial.min_agreement:
         return _roll_back(

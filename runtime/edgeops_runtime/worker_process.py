@@ -21,7 +21,7 @@ from edgeops_runtime.control import ControlSocket, FromAgent, FromWorker
 
 logger = logging.getLogger(__name__)
 
-WORKER_COMMAND = (sys.executable, "-m", "edgeops_runtime.worker")
+WORKER_COMMAND = (sys.executable, "-m", "edgeops_runtime.serving.worker")
 
 
 class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True):

@@ -266,8 +266,8 @@ def test_a_bundle_for_another_cpu_is_not_held_to_this_ones_latency(onnx_source, 
     assert done.bundle.manifest.lineage.recipe["activations"] == ("int8" if other == "arm" else "uint8")
 
 
-def test_a_directory_that_cannot_be_made_is_an_error_that_names_the_step(onnx_source, settings, tmp_path):
+def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(onnx_source, settings, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TransientError, match=r"write the bundle: .*file"):
+    with pytest.raises(TransientError, match=r"file/bundle: cannot be made"):
         convert(onnx_source, **{**settings, "output": tmp_path / "file" / "bundle"})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

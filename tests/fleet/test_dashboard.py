@@ -20,9 +20,9 @@ from edgeops_fleet.dashboard.snapshot import Labelled, Retraining
 from edgeops_fleet.dashboard.view import Tone, build_view
 from edgeops_fleet.devices import DeviceView, ModelOnDevice
 from edgeops_fleet.drift import DriftMonitor, DriftSettings, WindowObservation
-from edgeops_fleet.gates import Check, GateResult
-from edgeops_fleet.rollout import Phase, RolloutSpec, RolloutState, WaveSpec
-from edgeops_fleet.rollout_records import DeploymentView, RolloutView, WaveView
+from edgeops_fleet.rollouts.gates import Check, GateResult
+from edgeops_fleet.rollouts.records import DeploymentView, RolloutView, WaveView
+from edgeops_fleet.rollouts.rollout import Phase, RolloutSpec, RolloutState, WaveSpec
 from edgeops_fleet.settings import DriftSection
 from edgeops_fleet.store import LogEntry, Store
 

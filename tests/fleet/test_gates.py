@@ -4,7 +4,7 @@ import random
 import pytest
 
 from edgeops.latency import latency_bucket
-from edgeops_fleet.gates import (
+from edgeops_fleet.rollouts.gates import (
     Figures,
     GatePolicy,
     GateResult,

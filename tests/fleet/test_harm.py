@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeops.errors import InputError
-from edgeops_fleet.harm import HarmState, assess, confidence_interval, log_evidence_above, upper_rate
+from edgeops_fleet.retraining.harm import HarmState, assess, confidence_interval, log_evidence_above, upper_rate
 
 BASELINE = (8570, 10_000)
 

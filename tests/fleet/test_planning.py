@@ -1,8 +1,8 @@
 from edgeops.selection import in_wave
 from edgeops_fleet.devices import DeviceView, ModelOnDevice, PinView
-from edgeops_fleet.gates import GatePolicy, WhenUnproven
-from edgeops_fleet.planning import plan_rollout, ranked_positions, wave_percent
-from edgeops_fleet.rollout import RolloutSpec, WaveSpec
+from edgeops_fleet.rollouts.gates import GatePolicy, WhenUnproven
+from edgeops_fleet.rollouts.planning import plan_rollout, ranked_positions, wave_percent
+from edgeops_fleet.rollouts.rollout import RolloutSpec, WaveSpec
 
 
 def device(name, **more):

@@ -12,9 +12,9 @@ from fleet_rig import wait_for
 
 from edgeops.files import digest_bytes
 from edgeops_fleet.drift import DriftState, Level, Scope, Verdict
-from edgeops_fleet.retrain import Retraining
+from edgeops_fleet.retraining.policy import Retraining
+from edgeops_fleet.retraining.trainer import Trainer
 from edgeops_fleet.settings import RetrainSection
-from edgeops_fleet.trainer import Trainer
 from edgeops_fleet.watch import Watch
 
 KEEP_EVENT = (
@@ -273,7 +273,7 @@ def make_hook():
 @pytest.fixture
 def quickly(monkeypatch):
     """Deliveries that fail are tried again at once."""
-    monkeypatch.setattr("edgeops_fleet.trainer.RETRY_AFTER_S", (0.0, 0.0))
+    monkeypatch.setattr("edgeops_fleet.retraining.trainer.RETRY_AFTER_S", (0.0, 0.0))
 
 
 def ask_by_webhook(make_fleet, url):

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from edgeops.messages import DeploymentState, ReasonClass
-from edgeops_fleet.gates import GatePolicy, WhenUnproven
-from edgeops_fleet.rollout import (
+from edgeops_fleet.rollouts.gates import GatePolicy, WhenUnproven
+from edgeops_fleet.rollouts.rollout import (
     Ask,
     Complete,
     DeviceReport,

@@ -35,7 +35,7 @@ class RunningWorker:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    *(python, "-m", "edgeops_runtime.worker", "--bundle", str(bundle), "--variant", variant),
+                    *(python, "-m", "edgeops_runtime.serving.worker", "--bundle", str(bundle), "--variant", variant),
                     *("--engine", engine, "--threads", "1"),
                     *("--listen-fd", str(listening.fileno()), "--control-fd", str(theirs.fileno())),
                 ],

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from edgeops.errors import ConfigError
-from edgeops_runtime.http import Limits, Request, Response
-from edgeops_runtime.listener import Listener, address_of, bind
+from edgeops_runtime.serving.http import Limits, Request, Response
+from edgeops_runtime.serving.listener import Listener, address_of, bind
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
 

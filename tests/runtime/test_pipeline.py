@@ -21,7 +21,7 @@ from edgeops.signals import Reference, Signal, Statistic, encode_reference
 from edgeops.signing import SigningKey
 from edgeops.tensors import TensorSpec
 from edgeops_runtime.engines import ENGINES, available_engines
-from edgeops_runtime.pipeline import Pipeline, is_finite
+from edgeops_runtime.serving.pipeline import Pipeline, is_finite
 
 BRIGHT = np.full((1, 1, 28, 28), 0.9, np.float32)
 DARK = np.full((1, 1, 28, 28), 0.1, np.float32)

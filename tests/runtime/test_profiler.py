@@ -5,7 +5,7 @@ import pytest
 from edgeops.binning import count_rows
 from edgeops.signals import Reference, decode_reference
 from edgeops.tensors import TensorSpec
-from edgeops_runtime.profiler import BUFFERED_ROWS, Profiler
+from edgeops_runtime.serving.profiler import BUFFERED_ROWS, Profiler
 
 
 @pytest.fixture

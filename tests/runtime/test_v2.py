@@ -9,10 +9,10 @@ import pytest
 
 import edgeops_runtime
 from edgeops.tensors import NUMPY_NAMES, TensorSpec
-from edgeops_runtime.http import Request
-from edgeops_runtime.listener import Listener, bind
-from edgeops_runtime.model import Model
-from edgeops_runtime.v2 import Service, decode_request
+from edgeops_runtime.serving.http import Request
+from edgeops_runtime.serving.listener import Listener, bind
+from edgeops_runtime.serving.model import Model
+from edgeops_runtime.serving.v2 import Service, decode_request
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # gevent and geventhttpclient

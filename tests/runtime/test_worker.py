@@ -411,7 +411,7 @@ def test_a_worker_does_not_stop_on_a_full_pipe(make_bundle, listening, client):
         except BlockingIOError:
             break
     os.set_blocking(write, True)
-    command = [sys.executable, "-m", "edgeops_runtime.worker", "--bundle", str(make_bundle("1.0.0").path)]
+    command = [sys.executable, "-m", "edgeops_runtime.serving.worker", "--bundle", str(make_bundle("1.0.0").path)]
     command += ["--variant", "onnx", "--engine", "onnxruntime"]
     command += ["--listen-fd", str(listening.fileno()), "--control-fd", str(theirs.fileno())]
     process = subprocess.Popen(

@@ -13,7 +13,7 @@ from edgeops_fleet.api.bodies import body_of, takes
 from edgeops_fleet.api.services import Services
 from edgeops_fleet.devices import DeviceView, PinRequest
 from edgeops_fleet.enrolments import TokenRequest, TokenView
-from edgeops_fleet.retrain import add_command
+from edgeops_fleet.retraining.policy import add_command
 
 _MOST_SAMPLES = 100_000
 _LONGEST_S = 30 * 86400.0

@@ -11,8 +11,8 @@ from edgeops.errors import NotFoundError
 from edgeops_fleet.api.answers import answer
 from edgeops_fleet.api.bodies import body_of, gives, takes
 from edgeops_fleet.api.services import Services
-from edgeops_fleet.retrain_records import RetrainView
-from edgeops_fleet.samples import LabelRequest, SampleView
+from edgeops_fleet.retraining.records import RetrainView
+from edgeops_fleet.retraining.samples import LabelRequest, SampleView
 from edgeops_fleet.watch import verdict_view
 
 

@@ -7,10 +7,10 @@ from fastapi import Depends, FastAPI, Response
 from edgeops_fleet.api.answers import answer
 from edgeops_fleet.api.bodies import body_of, gives, takes
 from edgeops_fleet.api.services import Services
-from edgeops_fleet.controller import Action
-from edgeops_fleet.planning import Plan, plan_rollout
-from edgeops_fleet.rollout import RolloutSpec
-from edgeops_fleet.rollout_records import RolloutView
+from edgeops_fleet.rollouts.controller import Action
+from edgeops_fleet.rollouts.planning import Plan, plan_rollout
+from edgeops_fleet.rollouts.records import RolloutView
+from edgeops_fleet.rollouts.rollout import RolloutSpec
 
 
 def add_rollout_routes(app: FastAPI, services: Services) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from edgeops.enrolment import Enrolment
 from edgeops_fleet.blobs import Blobs
 from edgeops_fleet.catalog import Catalog
-from edgeops_fleet.controller import Controller
 from edgeops_fleet.devices import Devices
 from edgeops_fleet.enrolments import Enrolled, Enrolments
 from edgeops_fleet.ingest import Ingest
-from edgeops_fleet.retrain import Retraining
-from edgeops_fleet.rollout_records import Rollouts
-from edgeops_fleet.samples import Samples
+from edgeops_fleet.retraining.policy import Retraining
+from edgeops_fleet.retraining.samples import Samples
+from edgeops_fleet.rollouts.controller import Controller
+from edgeops_fleet.rollouts.records import Rollouts
 from edgeops_fleet.store import Store
 from edgeops_fleet.watch import Watch
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from edgeops.latency import Buckets, merge_buckets, quantile_ms
 from edgeops_fleet.devices import Devices, DeviceView
 from edgeops_fleet.drift import Verdict
-from edgeops_fleet.rollout_records import Rollouts, RolloutView
+from edgeops_fleet.rollouts.records import Rollouts, RolloutView
 from edgeops_fleet.schema import devices, retrains, samples, windows
 from edgeops_fleet.store import LogEntry, Store
 

@@ -26,8 +26,8 @@ from edgeops_fleet.dashboard.page import (
 from edgeops_fleet.dashboard.snapshot import Labelled, Snapshot
 from edgeops_fleet.devices import DeviceView
 from edgeops_fleet.drift import DriftState, Level, SignalView, Verdict
-from edgeops_fleet.rollout import RolloutState
-from edgeops_fleet.rollout_records import DeploymentView, RolloutView, WaveView
+from edgeops_fleet.rollouts.records import DeploymentView, RolloutView, WaveView
+from edgeops_fleet.rollouts.rollout import RolloutState
 from edgeops_fleet.store import LogEntry
 
 HUES = 6

@@ -22,7 +22,7 @@ from edgeops.messages import SampledTensor
 from edgeops.tensors import PROTOCOL_NAMES, TensorSpec
 from edgeops_runtime.control import Collect, Sampled
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.pipeline import Answer, take_row
+from edgeops_runtime.serving.pipeline import Answer, take_row
 
 RECENT_REQUESTS = 64
 _RECENT_BYTES = 16 << 20

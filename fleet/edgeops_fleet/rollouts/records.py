@@ -1,4 +1,7 @@
-"""Rollouts in the database: create, read, move on, and show. What to do next is decided in :mod:`edgeops_fleet.rollout`."""
+"""Rollouts in the database: create, read, move on, and show.
+
+What to do next is decided in :mod:`edgeops_fleet.rollouts.rollout`.
+"""
 
 import secrets
 from collections.abc import Sequence
@@ -12,8 +15,8 @@ from edgeops.errors import ConflictError, NotFoundError
 from edgeops.messages import DeploymentState, ReasonClass, Transition
 from edgeops.selection import BUCKETS, matches, position
 from edgeops_fleet.devices import DeviceView
-from edgeops_fleet.gates import Check
-from edgeops_fleet.rollout import (
+from edgeops_fleet.rollouts.gates import Check
+from edgeops_fleet.rollouts.rollout import (
     ACTIVE_STATES,
     DeviceReport,
     PausedBy,

@@ -11,8 +11,8 @@ import msgspec
 from edgeops.manifest import Manifest, Variant
 from edgeops.selection import BUCKETS, matches, position
 from edgeops_fleet.devices import DeviceView
-from edgeops_fleet.gates import GatePolicy, WhenUnproven, devices_to_prove
-from edgeops_fleet.rollout import RolloutSpec, WaveSpec
+from edgeops_fleet.rollouts.gates import GatePolicy, WhenUnproven, devices_to_prove
+from edgeops_fleet.rollouts.rollout import RolloutSpec, WaveSpec
 
 _EVERYBODY = 100.0
 

@@ -24,12 +24,12 @@ from edgeops.manifest import Manifest, Variant
 from edgeops.signals import Reference, Statistic, decode_reference
 from edgeops.signing import PublicKey
 from edgeops_runtime.control import WindowClosed
-from edgeops_runtime.counters import Counters
 from edgeops_runtime.engines import available_engines, choose_variant, load_engine
 from edgeops_runtime.engines.engine import Session, Tensors
 from edgeops_runtime.host import cpu_flags
-from edgeops_runtime.pipeline import Answer, Pipeline, warm_up
-from edgeops_runtime.profiler import Profiler
+from edgeops_runtime.serving.counters import Counters
+from edgeops_runtime.serving.pipeline import Answer, Pipeline, warm_up
+from edgeops_runtime.serving.profiler import Profiler
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 

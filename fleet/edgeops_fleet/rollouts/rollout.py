@@ -1,6 +1,7 @@
 """What a rollout does next: its states, what is known of its devices, the time → decisions.
 
-Pure; reading devices, writing and publishing is :mod:`edgeops_fleet.controller`'s, the tests are :mod:`edgeops_fleet.gates`'s.
+Pure; reading devices, writing and publishing is :mod:`edgeops_fleet.rollouts.controller`'s, the tests are
+:mod:`edgeops_fleet.rollouts.gates`'s.
 
 ::
 
@@ -19,7 +20,7 @@ from edgeops.manifest import parse_version
 from edgeops.messages import DeploymentState, ReasonClass, Trial
 from edgeops.selection import check_where
 from edgeops.topics import check_name
-from edgeops_fleet.gates import (
+from edgeops_fleet.rollouts.gates import (
     Check,
     Figures,
     GatePolicy,

@@ -1,8 +1,8 @@
 """The worker process: one variant of one bundle on one engine, answering on a socket that it inherits.
 
-The agent starts it with ``python -m edgeops_runtime.worker`` and tells it what to do, as :mod:`edgeops_runtime.control` says. The
-main thread converses with the agent, each connection has a thread. When the agent is gone the worker exits at once: whoever
-restarts the agent starts new workers.
+The agent starts it with ``python -m edgeops_runtime.serving.worker`` and tells it what to do, as
+:mod:`edgeops_runtime.control` says. The main thread converses with the agent, each connection has a thread. When the agent is
+gone the worker exits at once: whoever restarts the agent starts new workers.
 """
 
 import fcntl
@@ -20,8 +20,6 @@ import click
 
 from edgeops.bundle import open_bundle
 from edgeops.errors import EdgeOpsError, MessageError
-from edgeops_runtime.capture import Capture, RecentRows
-from edgeops_runtime.comparison import compare_golden, run_shadow
 from edgeops_runtime.control import (
     Collect,
     ControlSocket,
@@ -41,10 +39,12 @@ from edgeops_runtime.control import (
     Window,
 )
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.listener import Listener
-from edgeops_runtime.model import Model, load_variant, resident_bytes
-from edgeops_runtime.pipeline import Answer
-from edgeops_runtime.v2 import Service
+from edgeops_runtime.serving.capture import Capture, RecentRows
+from edgeops_runtime.serving.comparison import compare_golden, run_shadow
+from edgeops_runtime.serving.listener import Listener
+from edgeops_runtime.serving.model import Model, load_variant, resident_bytes
+from edgeops_runtime.serving.pipeline import Answer
+from edgeops_runtime.serving.v2 import Service
 
 _AGENT_GONE = 70
 

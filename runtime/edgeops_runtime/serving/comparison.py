@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edgeops.errors import EdgeOpsError, ManifestError, NotFiniteError
 from edgeops_runtime.control import GoldenResult, ShadowResult
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.model import Model, read_arrays, read_golden
-from edgeops_runtime.pipeline import take_row
+from edgeops_runtime.serving.model import Model, read_arrays, read_golden
+from edgeops_runtime.serving.pipeline import take_row
 
 
 def compare_golden(model: Model) -> GoldenResult:

@@ -1,6 +1,7 @@
 """The Open Inference Protocol, version 2, over HTTP: which request means what, and tensors as JSON or binary.
 
-Pure but for the model that answers: a :class:`~edgeops_runtime.http.Request` in, a :class:`~edgeops_runtime.http.Response` out.
+Pure but for the model that answers: a :class:`~edgeops_runtime.serving.http.Request` in, a
+:class:`~edgeops_runtime.serving.http.Response` out.
 The protocol: https://github.com/kserve/open-inference-protocol; binary tensors are Triton's extension ``binary_tensor_data``.
 """
 
@@ -19,9 +20,9 @@ from edgeops import __version__
 from edgeops.errors import EngineError, MessageError, TensorError
 from edgeops.tensors import NUMPY_NAMES, PROTOCOL_NAMES, TensorSpec
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.http import Request, Response, error_response
-from edgeops_runtime.model import Model
-from edgeops_runtime.pipeline import Answer
+from edgeops_runtime.serving.http import Request, Response, error_response
+from edgeops_runtime.serving.model import Model
+from edgeops_runtime.serving.pipeline import Answer
 
 EXTENSIONS = ("binary_tensor_data",)
 _NAMES = {np.dtype(numpy_name): name for numpy_name, name in PROTOCOL_NAMES.items()}  # dtype.name takes 2 µs

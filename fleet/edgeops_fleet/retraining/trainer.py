@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from edgeops.errors import EdgeOpsError
 from edgeops.files import write_durably
-from edgeops_fleet.retrain_records import RetrainState, finish
+from edgeops_fleet.retraining.records import RetrainState, finish
 from edgeops_fleet.schema import retrains
 from edgeops_fleet.settings import RetrainSection
 from edgeops_fleet.store import Store

@@ -1,6 +1,6 @@
 """Accepting connections on a socket that may be shared with other processes, and letting go of them without losing a request.
 
-Each connection has a thread of its own, up to a limit; what one connection does is :mod:`edgeops_runtime.http`.
+Each connection has a thread of its own, up to a limit; what one connection does is :mod:`edgeops_runtime.serving.http`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections import deque
 from pathlib import Path
 
 from edgeops.errors import ConfigError
-from edgeops_runtime.http import Connection, Handler, Limits, error_response, response_bytes
+from edgeops_runtime.serving.http import Connection, Handler, Limits, error_response, response_bytes
 
 MAX_CONNECTIONS = 64
 _BACKLOG = 512

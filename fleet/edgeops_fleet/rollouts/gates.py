@@ -1,6 +1,7 @@
 """Whether a wave is good, bad, or not known yet: sequential stop tests, a pass test, and a comparison of live figures.
 
-Pure: counts in, a result with its reason out. Which devices are counted, and when it is asked, is :mod:`edgeops_fleet.rollout`'s.
+Pure: counts in, a result with its reason out. Which devices are counted, and when it is asked, is
+:mod:`edgeops_fleet.rollouts.rollout`'s.
 
 The *stop* test may be looked at after every report without inflating false alarms, because it is a test martingale. The *pass*
 test is an exact upper bound on the failure rate. Between them lies the third answer, *inconclusive*: more data, or a person.

@@ -1,7 +1,7 @@
-"""The controller: looks at every active rollout, lets :mod:`edgeops_fleet.rollout` decide, writes it, publishes what changed.
+"""The controller: looks at every active rollout, lets it be decided, writes the decision, publishes what changed.
 
-It keeps nothing: after a kill at any point, the next start reads the rows and goes on. Documents are signed in the transaction
-that decided, and published afterwards until the broker has them.
+The decisions are :mod:`edgeops_fleet.rollouts.rollout`'s. It keeps nothing: after a kill at any point, the next start reads the
+rows and goes on. Documents are signed in the transaction that decided, and published afterwards until the broker has them.
 """
 
 import logging
@@ -19,12 +19,13 @@ from edgeops.latency import Buckets, merge_buckets
 from edgeops.link import Link
 from edgeops.topics import Topics
 from edgeops_fleet.catalog import Catalog
-from edgeops_fleet.desired import Director
 from edgeops_fleet.devices import DeviceView, read_devices
-from edgeops_fleet.gates import Check, Figures
-from edgeops_fleet.planning import ranked_positions, wave_percent, why_not
 from edgeops_fleet.roll_call import RollCall
-from edgeops_fleet.rollout import (
+from edgeops_fleet.rollouts.desired import Director
+from edgeops_fleet.rollouts.gates import Check, Figures
+from edgeops_fleet.rollouts.planning import ranked_positions, wave_percent, why_not
+from edgeops_fleet.rollouts.records import device_reports, ensure_target, progress_of, rollout_row
+from edgeops_fleet.rollouts.rollout import (
     ACTIVE_STATES,
     Ask,
     Complete,
@@ -41,7 +42,6 @@ from edgeops_fleet.rollout import (
     approve,
     decide,
 )
-from edgeops_fleet.rollout_records import device_reports, ensure_target, progress_of, rollout_row
 from edgeops_fleet.schema import commands, deployments, documents, rollouts, targets, waves, windows
 from edgeops_fleet.store import Clock, Store
 

@@ -1,8 +1,8 @@
 """From drift to one request for retraining: collect samples, wait for labels, judge the harm, write a data set.
 
 Each cause (a cohort that drifts on one version) is one row, moved on *before* each act, so that a kill at any time never makes
-two requests of one. What is drift is decided in :mod:`edgeops_fleet.drift`, what is harm in :mod:`edgeops_fleet.harm`, and
-the one who trains is told by :mod:`edgeops_fleet.trainer`.
+two requests of one. What is drift is decided in :mod:`edgeops_fleet.drift`, what is harm in
+:mod:`edgeops_fleet.retraining.harm`, and the one who trains is told by :mod:`edgeops_fleet.retraining.trainer`.
 
 ::
 
@@ -27,13 +27,13 @@ from edgeops.signals import EVERYTHING
 from edgeops_fleet.catalog import Catalog
 from edgeops_fleet.devices import read_devices
 from edgeops_fleet.drift import DriftState, Level, Verdict
-from edgeops_fleet.harm import Harm, HarmState, assess
-from edgeops_fleet.retrain_records import REQUESTED_STATES, RetrainState, RetrainView
-from edgeops_fleet.samples import Samples, collected
+from edgeops_fleet.retraining.harm import Harm, HarmState, assess
+from edgeops_fleet.retraining.records import REQUESTED_STATES, RetrainState, RetrainView
+from edgeops_fleet.retraining.samples import Samples, collected
+from edgeops_fleet.retraining.trainer import Trainer
 from edgeops_fleet.schema import commands, retrains, samples
 from edgeops_fleet.settings import RetrainSection
 from edgeops_fleet.store import Store, read_row
-from edgeops_fleet.trainer import Trainer
 from edgeops_fleet.watch import cohort_name
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Retraining:
             self._trainer.reap(row)
 
     def stop(self) -> None:
-        """Stop telling; see :meth:`edgeops_fleet.trainer.Trainer.stop` for what becomes of commands."""
+        """Stop telling; see :meth:`edgeops_fleet.retraining.trainer.Trainer.stop` for what becomes of commands."""
         self._trainer.stop()
 
     def all(self, *, only_requested: bool = True) -> tuple[RetrainView, ...]:

@@ -1,7 +1,7 @@
 """HTTP/1.1 on one connection: requests in, answers out, nothing about what they mean.
 
 httptools (llhttp) parses; this module bounds what a client may send and how long it may take, answers pipelined requests in
-order, and sends every answer with one call. Accepting connections and ending them is :mod:`edgeops_runtime.listener`.
+order, and sends every answer with one call. Accepting connections and ending them is :mod:`edgeops_runtime.serving.listener`.
 """
 
 import contextlib

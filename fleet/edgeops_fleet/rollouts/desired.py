@@ -11,7 +11,7 @@ from edgeops.messages import Desired, RolloutOrder, Target, encode_json
 from edgeops.signing import DESIRED, SigningKey, seal
 from edgeops.topics import Topics
 from edgeops_fleet.devices import DeviceView, read_devices
-from edgeops_fleet.rollout import RolloutSpec, RolloutState
+from edgeops_fleet.rollouts.rollout import RolloutSpec, RolloutState
 from edgeops_fleet.schema import devices, documents, pins, rollouts, targets, waves
 from edgeops_fleet.store import get_setting, set_setting, upsert
 

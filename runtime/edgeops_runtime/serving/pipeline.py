@@ -1,6 +1,6 @@
 """One inference from the caller's tensors to the caller's answers: check, preprocess, run, postprocess, check.
 
-Counting is left to :mod:`edgeops_runtime.model`, the engine to :mod:`edgeops_runtime.engines`.
+Counting is left to :mod:`edgeops_runtime.serving.model`, the engine to :mod:`edgeops_runtime.engines`.
 """
 
 import math

@@ -1,0 +1,1 @@
+"""From drift to the next training run: samples, labels, harm, and one request a cause."""
