@@ -1,6 +1,6 @@
 """What flows through a float model: a histogram of every tensor, and the mean input of every layer, in constant memory. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from edgeops_converters.ranges import Range, least_squares, minmax
 
 CORRECTION_ROWS = 64
 """Calibration rows that bias correction looks at, spread evenly over all."""
+
+SCHEMES: tuple[Callable[[Histogram], Range], ...] = (minmax, least_squares)
+"""Ways to set ranges that are tried, biases corrected, on the engine itself; the one with the least noise is kept."""
 
 
 def spread(rows: Tensors, most: int) -> Tensors:
@@ -44,10 +47,10 @@ class Survey:
             if array.dtype.kind == "f":
                 self._histograms.setdefault(name, Histogram()).add(array)
 
-    def ranges(self) -> dict[str, Range]:
+    def ranges(self, estimator: Callable[[Histogram], Range]) -> dict[str, Range]:
         """Tensor → what eight bits are to cover."""
         return {
-            name: (minmax if name in self._ends else least_squares)(histogram)
+            name: (minmax if name in self._ends else estimator)(histogram)
             for name, histogram in self._histograms.items()
         }
 

@@ -52,7 +52,7 @@ class Probe(Protocol):
         """Run the rows; see :func:`mean_squared_error`."""
 
 
-def correct(layers: Mapping[str, Correctable], levels: Sequence[Sequence[str]], probe: Probe) -> bool:
+def correct(layers: Mapping[str, Correctable], levels: Sequence[Sequence[str]], probe: Probe) -> float:
     """Correct the biases of an integer model, and leave it as it was where that does not bring it nearer to float.
 
     Args:
@@ -61,16 +61,16 @@ def correct(layers: Mapping[str, Correctable], levels: Sequence[Sequence[str]], 
         probe: The integer model.
 
     Returns:
-        Whether it was corrected.
+        What is left of the noise, by which ways to quantise a model can be compared.
     """
     before = probe.noise()
     for level in levels:
         means = probe.mean_inputs(level)
         probe.set_biases({name: corrected_bias(layers[name], means[name]) for name in level})
-    if probe.noise() < before:
-        return True
-    probe.set_biases({name: layer.bias for name, layer in layers.items()})
-    return False
+    after = probe.noise()
+    if after >= before:
+        probe.set_biases({name: layer.bias for name, layer in layers.items()})
+    return min(before, after)
 
 
 def levels_of(

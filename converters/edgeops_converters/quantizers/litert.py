@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeops.errors import RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
-from edgeops_converters.calibration import CORRECTION_ROWS, Means, Survey, spread
+from edgeops_converters.calibration import CORRECTION_ROWS, SCHEMES, Means, Survey, spread
 from edgeops_converters.correction import Correctable, correct, levels_of, mean_squared_error
 from edgeops_converters.exporters.litert import tensor_names
 from edgeops_converters.extras import load, quiet
@@ -55,12 +55,16 @@ class LitertQuantizer:
                 survey = _survey(float_file, source, calibration)
                 first = {keys[wire]: calibration[name][:1].repeat(batch, 0) for name, wire in source.inputs.items()}
                 found = _stock_ranges(source.path, stock.get_quantization_recipe(), first)
-                result = stock.quantize(
-                    calibration_result=_replaced(found, survey.ranges()), enable_progress_report=False
-                )
-            quantized = LitertFile(bytes(result.quantized_model))
-            _correct_biases(quantized, float_file, survey, source, spread(calibration, CORRECTION_ROWS))
-            target.write_bytes(bytes(quantized.content))
+                results = [
+                    stock.quantize(
+                        calibration_result=_replaced(found, survey.ranges(scheme)), enable_progress_report=False
+                    )
+                    for scheme in SCHEMES
+                ]
+            few = spread(calibration, CORRECTION_ROWS)
+            files = [LitertFile(bytes(result.quantized_model)) for result in results]
+            noise = [_correct_biases(quantized, float_file, survey, source, few) for quantized in files]
+            target.write_bytes(bytes(files[int(np.argmin(noise))].content))
         except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
             raise RecipeError(f"{source.file}: ai-edge-quantizer cannot quantise it: {error}") from error
         inputs, outputs = _renamed(source.path, target)
@@ -136,11 +140,11 @@ def _replaced(found: Mapping[str, Any], ranges: Mapping[str, Range]) -> dict[str
 
 def _correct_biases(
     quantized: LitertFile, float_file: LitertFile, survey: Survey, source: Artifact, rows: Tensors
-) -> None:
-    """Set the integer biases so that every layer answers on average what it answers in float."""
+) -> float:
+    """Set the integer biases so that every layer answers on average what it answers in float; gives the noise that is left."""
     integers, floats = quantized.layers(), float_file.layers()
     if [layer.kind for layer in integers] != [layer.kind for layer in floats]:
-        return
+        integers = floats = []  # the quantizer took a layer apart or joined two; there is nothing to hold them against
     pairs = {
         str(integer.operator): (layer, integer)
         for layer, integer in zip(floats, integers, strict=True)
@@ -164,7 +168,7 @@ def _correct_biases(
     }
     reads = {str(index): [str(one) for one in inputs] for index, (_, inputs, _) in enumerate(quantized.operators)}
     gives = {str(index): [str(one) for one in outputs] for index, (_, _, outputs) in enumerate(quantized.operators)}
-    correct(correctable, levels_of(reads, gives, set(pairs)), probe)
+    return correct(correctable, levels_of(reads, gives, set(pairs)), probe)
 
 
 class _Probe:

@@ -73,6 +73,19 @@ class LitertFile:
             found.append((kind, *ends))
         return found
 
+    @property
+    def products(self) -> list[tuple[str, list[int], list[int]]]:
+        """Kind, tensors that it takes and gives, of every convolution and matrix product; data first, then weights."""
+        builtin = self._schema.BuiltinOperator
+        names = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV", "CONV_3D")
+        kinds = {getattr(builtin, name): name for name in names}
+        # A transposed convolution takes shape, weights and data.
+        return [
+            (kinds[kind], inputs[::-1] if kind == builtin.TRANSPOSE_CONV and len(inputs) == 3 else inputs, outputs)  # noqa: PLR2004
+            for kind, inputs, outputs in self.operators
+            if kind in kinds
+        ]
+
     def layers(self) -> list[LitertLayer]:
         """Convolutions and matrix products with constant weights and a bias of their own, in the order of the file."""
         builtin = self._schema.BuiltinOperator

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeops.errors import RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
-from edgeops_converters.calibration import CORRECTION_ROWS, Means, Survey, spread
+from edgeops_converters.calibration import CORRECTION_ROWS, SCHEMES, Means, Survey, spread
 from edgeops_converters.correction import Correctable, correct, levels_of, mean_squared_error
 from edgeops_converters.exporters.onnx import strip
 from edgeops_converters.extras import load, quiet
@@ -40,8 +40,10 @@ class OnnxQuantizer:
         try:
             model = _prepared(source)
             survey = _survey(model, source, calibration)
-            graph = _quantized(model, survey.ranges(), cpu)
-            _correct_biases(graph, model, survey, source, spread(calibration, CORRECTION_ROWS))
+            few = spread(calibration, CORRECTION_ROWS)
+            graphs = [_quantized(model, survey.ranges(scheme), cpu) for scheme in SCHEMES]
+            noise = [_correct_biases(graph, model, survey, source, few) for graph in graphs]
+            graph = graphs[int(np.argmin(noise))]
         except Exception as error:  # onnxruntime's quantiser raises plain exceptions of many kinds
             raise RecipeError(f"{source.file}: onnxruntime cannot quantise it: {error}") from error
         strip(graph)
@@ -107,8 +109,8 @@ def _correct_biases(
     survey: Survey,
     source: Artifact,
     rows: Tensors,
-) -> None:
-    """Set the integer biases so that every layer answers on average what it answers in float."""
+) -> float:
+    """Set the integer biases so that every layer answers on average what it answers in float; gives the noise that is left."""
     integers = read_integer_layers(quantized.graph)
     layers = [layer for layer in read_layers(model.graph) if layer.name in integers]
     constants, means = initializers(model.graph), Means()
@@ -134,7 +136,7 @@ def _correct_biases(
     probe = _Probe(quantized, {name: integers[name] for name in correctable}, expected, source, rows)
     reads, gives = ({node.name: list(getattr(node, end)) for node in model.graph.node} for end in ("input", "output"))
     probe.set_biases({name: layer.bias for name, layer in correctable.items()})
-    correct(correctable, levels_of(reads, gives, set(correctable)), probe)
+    return correct(correctable, levels_of(reads, gives, set(correctable)), probe)
 
 
 class _Probe:
