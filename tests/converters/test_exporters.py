@@ -188,3 +188,32 @@ def test_bias_correction_takes_the_shift_out_of_the_answers(form, tmp_path, monk
         f"edgeops_converters.quantizers.{'onnx' if form == 'onnx' else 'litert'}.correct", lambda *_: False
     )
     assert corrected < 0.35 * shift("plain")
+
+
+class Rescaled(torch.nn.Module):
+    """Channels rescaled by ten to a power in ±2 between its layers, which changes nothing in float."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.third = torch.nn.Conv2d(16, 8, 1)
+        with torch.no_grad():
+            for one, factors in (
+                (self.first, 10 ** (4 * torch.rand(16) - 2)),
+                (self.second, 10 ** (4 * torch.rand(16) - 2)),
+            ):
+                one.weight *= factors[:, None, None, None]
+                one.bias *= factors
+                after = self.second if one is self.first else self.third
+                after.weight /= factors[:, None, None, None] if one is self.first else factors[None, :, None, None]
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x).relu()).relu()).mean((2, 3))
+
+
+def test_channels_of_very_different_size_are_brought_to_one_range(form, tmp_path):
+    rows = {"x": RANDOM.random((16, 3, 12, 12), np.float32)}
+    exported = EXPORTERS[form].export(open_model(models.seeded(Rescaled), rows), rows, tmp_path / "float")
+    quantized = QUANTIZERS[form].quantize(exported, rows, tmp_path / "int8", cpu=Target.X86)
+    expected, answered = (run_rows(one.open().run, rows, batch=one.batch) for one in (exported, quantized))
+    assert sqnr_db(expected, answered) > 30

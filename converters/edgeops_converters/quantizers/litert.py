@@ -1,6 +1,7 @@
 """TFLite: ai-edge-quantizer's static int8 with our ranges and biases, and the float32 interface kept."""
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.calibration import CORRECTION_ROWS, SCHEMES, Means, Survey, spread
 from edgeops_converters.correction import Correctable, correct, levels_of, mean_squared_error
+from edgeops_converters.equalization import divided, divisors, multiplied
 from edgeops_converters.exporters.litert import tensor_names
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.layers import FloatArray
@@ -39,8 +41,12 @@ class LitertQuantizer:
         operation = load("ai_edge_quantizer.qtyping").TFLOperationName
         keys = {tensor: key for key, tensor in tensor_names(source.path)[0].items()}
         try:
-            with quiet():
-                stock = quantizer.Quantizer(str(source.path))
+            with quiet(), tempfile.TemporaryDirectory() as directory:
+                float_file, few = LitertFile(source.path.read_bytes()), spread(calibration, CORRECTION_ROWS)
+                float_file = _equalised(float_file, source, few)
+                level = Path(directory) / "equalised.tflite"
+                level.write_bytes(bytes(float_file.content))
+                stock = quantizer.Quantizer(str(level))
                 stock.load_quantization_recipe(recipe.static_wi8_ai8())
                 for end in (operation.INPUT, operation.OUTPUT):
                     # Its default moves the interface to int8, and then the variants of one bundle would differ.
@@ -51,23 +57,22 @@ class LitertQuantizer:
                     stock.update_quantization_recipe(
                         re.escape(name), operation.ALL_SUPPORTED, algorithm_key="no_quantize"
                     )
-                float_file, batch = LitertFile(source.path.read_bytes()), source.batch or 1
+                batch = source.batch or 1
                 survey = _survey(float_file, source, calibration)
                 first = {keys[wire]: calibration[name][:1].repeat(batch, 0) for name, wire in source.inputs.items()}
-                found = _stock_ranges(source.path, stock.get_quantization_recipe(), first)
+                found = _stock_ranges(level, stock.get_quantization_recipe(), first)
                 results = [
                     stock.quantize(
                         calibration_result=_replaced(found, survey.ranges(scheme)), enable_progress_report=False
                     )
                     for scheme in SCHEMES
                 ]
-            few = spread(calibration, CORRECTION_ROWS)
             files = [LitertFile(bytes(result.quantized_model)) for result in results]
             noise = [_correct_biases(quantized, float_file, survey, source, few) for quantized in files]
             target.write_bytes(bytes(files[int(np.argmin(noise))].content))
         except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
             raise RecipeError(f"{source.file}: ai-edge-quantizer cannot quantise it: {error}") from error
-        inputs, outputs = _renamed(source.path, target)
+        inputs, outputs = renamed(source.path, target)
         return Artifact(
             path=target,
             format=source.format,
@@ -78,7 +83,7 @@ class LitertQuantizer:
         )
 
 
-def _renamed(source: Path, target: Path) -> tuple[dict[str, str], dict[str, str]]:
+def renamed(source: Path, target: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Tensor name before → after, for inputs and outputs, which keep their order; the signature may name what is gone."""
     interpreter = load("ai_edge_litert.interpreter").Interpreter
     with quiet():
@@ -98,6 +103,29 @@ def _readers_of_outputs(path: Path) -> list[str]:
     outputs = {int(index) for index in graph.outputs}
     readers = [operator for operator in graph.operators if outputs & {int(index) for index in operator.inputs}]
     return [graph.tensors[int(index)].name.decode() for reader in readers for index in reader.outputs]
+
+
+def _equalised(file: LitertFile, source: Artifact, rows: Tensors) -> LitertFile:
+    """The float file with the channels between layers brought to one range."""
+    pairs, peaks = file.pairs(), dict[int, FloatArray]()
+    feeds = {file.indices[wire]: rows[name] for name, wire in source.inputs.items()}
+    wanted = [second.input for _, second in pairs]
+    for values in stream(bytes(file.content), feeds, wanted, batch=source.batch or 1):
+        for index, array in values.items():
+            seen = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0).astype(np.float64)
+            peaks[index] = np.maximum(peaks.get(index, 0.0), seen)
+    weights = {
+        one.weights: file.arranged(one, file.constant(one.weights).astype(np.float64)) for p in pairs for one in p
+    }
+    for first, second in pairs:
+        factors = divisors(peaks[second.input], weights[second.weights], second.geometry.groups)
+        weights[first.weights] = divided(weights[first.weights], factors)
+        weights[second.weights] = multiplied(weights[second.weights], factors, second.geometry.groups)
+        file.set_float(first.bias, divided(file.constant(first.bias).astype(np.float64), factors))
+    for pair in pairs:
+        for one in pair:
+            file.set_float(one.weights, file.stored(one, weights[one.weights]))
+    return LitertFile(bytes(file.content))
 
 
 def _survey(file: LitertFile, source: Artifact, rows: Tensors) -> Survey:

@@ -127,6 +127,48 @@ class LitertFile:
             return weights.transpose(3, 0, 1, 2)
         return weights.transpose(0, 3, 1, 2) if layer.geometry.strides else weights
 
+    def stored(self, layer: LitertLayer, weights: FloatArray) -> FloatArray:
+        """The way back from :meth:`arranged`."""
+        if layer.kind == self._schema.BuiltinOperator.DEPTHWISE_CONV_2D:
+            return weights.transpose(1, 2, 3, 0)
+        return weights.transpose(0, 2, 3, 1) if layer.geometry.strides else weights
+
+    def pairs(self) -> list[tuple[LitertLayer, LitertLayer]]:
+        """Layers with nothing but a rectifier between them, of which the second alone reads the first."""
+        layers = {layer.input: layer for layer in self.layers()}
+        readers = Counter(index for _, inputs, _ in self.operators for index in inputs)
+        buffers = Counter(self._graph.Tensors(index).Buffer() for index in range(self._graph.TensorsLength()))
+        found = []
+        for first in self.layers():
+            second = layers.get(first.output)
+            if second is None or readers[first.output] != 1 or first.output in self.outputs:
+                continue
+            held = (first.weights, first.bias, second.weights)
+            is_own = all(buffers[self._graph.Tensors(one).Buffer()] == readers[one] == 1 for one in held)
+            if is_own and self._is_linear(first) and self._has_channels_of(second, first):
+                found.append((first, second))
+        return found
+
+    def _has_channels_of(self, second: LitertLayer, first: LitertLayer) -> bool:
+        """Whether what goes in are the channels that come out; a matrix product can take an image apart."""
+        shapes = [self.details[layer.weights]["shape"] for layer in (first, second)]
+        if first.geometry.strides or second.geometry.strides:
+            return bool(first.geometry.strides and second.geometry.strides)
+        return int(shapes[0][0]) == int(shapes[1][-1])
+
+    def _is_linear(self, layer: LitertLayer) -> bool:
+        """Whether a factor passes through what the layer does to its answer."""
+        builtin, schema = self._schema.BuiltinOperator, self._schema
+        kinds = {
+            builtin.CONV_2D: schema.Conv2DOptions,
+            builtin.DEPTHWISE_CONV_2D: schema.DepthwiseConv2DOptions,
+            builtin.FULLY_CONNECTED: schema.FullyConnectedOptions,
+        }
+        options, table = kinds[layer.kind](), self._graph.Operators(layer.operator).BuiltinOptions()
+        options.Init(table.Bytes, table.Pos)
+        activation = schema.ActivationFunctionType
+        return options.FusedActivationFunction() in {activation.NONE, activation.RELU}
+
     def rows_of(self, layer: LitertLayer, values: NDArray[Any]) -> NDArray[Any]:
         """The input of a layer with what is averaged in front; a matrix product takes whatever lies before its last axis."""
         return values if layer.geometry.strides else values.reshape(-1, int(self.details[layer.weights]["shape"][-1]))
@@ -141,11 +183,18 @@ class LitertFile:
         scales = np.asarray(self.details[layer.bias]["quantization_parameters"]["scales"], np.float64)
         limit = np.iinfo(np.int32)
         integers = np.clip(np.rint(bias / np.where(scales > 0, scales, 1.0)), limit.min, limit.max).astype("<i4")
-        buffer = self._model.Buffers(self._graph.Tensors(layer.bias).Buffer())
+        self._write(layer.bias, integers)
+
+    def set_float(self, index: int, values: FloatArray) -> None:
+        """Write a float32 constant into the file; what :meth:`constant` gives is still what the file held when it was opened."""
+        self._write(index, np.ascontiguousarray(values, "<f4"))
+
+    def _write(self, index: int, values: NDArray[Any]) -> None:
+        buffer = self._model.Buffers(self._graph.Tensors(index).Buffer())
         if buffer.DataLength():
-            buffer.DataAsNumpy()[:] = integers.view(np.uint8)
+            buffer.DataAsNumpy()[:] = values.reshape(-1).view(np.uint8)
         else:  # large files keep their data behind the flatbuffer
-            self.content[buffer.Offset() : buffer.Offset() + buffer.Size()] = integers.tobytes()
+            self.content[buffer.Offset() : buffer.Offset() + buffer.Size()] = values.tobytes()
 
     def until(self, operator: int) -> bytes:
         """The file with no operators after this one; outputs that are not reached hold nothing."""

@@ -14,6 +14,7 @@ from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.calibration import CORRECTION_ROWS, SCHEMES, Means, Survey, spread
 from edgeops_converters.correction import Correctable, correct, levels_of, mean_squared_error
+from edgeops_converters.equalization import divided, divisors, multiplied
 from edgeops_converters.exporters.onnx import strip
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.layers import FloatArray
@@ -25,6 +26,7 @@ from edgeops_converters.quantizers.onnx_graph import (
     prefix,
     read_integer_layers,
     read_layers,
+    read_pairs,
     stream,
 )
 from edgeops_converters.ranges import Range
@@ -39,8 +41,9 @@ class OnnxQuantizer:
         onnx = load("onnx")
         try:
             model = _prepared(source)
-            survey = _survey(model, source, calibration)
             few = spread(calibration, CORRECTION_ROWS)
+            _equalise(model, source, few)
+            survey = _survey(model, source, calibration)
             graphs = [_quantized(model, survey.ranges(scheme), cpu) for scheme in SCHEMES]
             noise = [_correct_biases(graph, model, survey, source, few) for graph in graphs]
             graph = graphs[int(np.argmin(noise))]
@@ -62,6 +65,30 @@ def _prepared(source: Artifact) -> Any:  # noqa: ANN401 - onnx has no types
         model = onnx.load(str(path))
     complete(model.graph)
     return model
+
+
+def _equalise(model: Any, source: Artifact, rows: Tensors) -> None:  # noqa: ANN401 - onnx has no types
+    """Bring the channels between layers to one range."""
+    pairs = read_pairs(model.graph)
+    peaks: dict[str, FloatArray] = {}
+    for values in stream(exposing(model, {second.input for _, second in pairs}), source, rows, is_plain=True):
+        for _, second in pairs:
+            seen = (
+                np.abs(np.moveaxis(values[second.input], 1, 0)).reshape(values[second.input].shape[1], -1).max(axis=1)
+            )
+            peaks[second.input] = np.maximum(peaks.get(second.input, 0.0), seen.astype(np.float64))
+    constants = {name: array.astype(np.float64) for name, array in initializers(model.graph).items()}
+    changed: dict[str, FloatArray] = {}
+    for first, second in pairs:
+        ahead, behind = first.arrange(constants[first.weights]), second.arrange(constants[second.weights])
+        factors = divisors(peaks[second.input], behind, second.geometry.groups)
+        constants[first.weights] = first.arrange(divided(ahead, factors))
+        constants[second.weights] = second.arrange(multiplied(behind, factors, second.geometry.groups))
+        constants[first.bias] = divided(constants[first.bias], factors)
+        changed |= {name: constants[name] for name in (first.weights, first.bias, second.weights)}
+    for tensor in model.graph.initializer:
+        if tensor.name in changed:
+            tensor.CopyFrom(load("onnx").numpy_helper.from_array(changed[tensor.name].astype(np.float32), tensor.name))
 
 
 def _survey(model: Any, source: Artifact, rows: Tensors) -> Survey:  # noqa: ANN401 - onnx has no types

@@ -59,6 +59,29 @@ def read_layers(graph: Any) -> list[OnnxLayer]:  # noqa: ANN401 - onnx has no ty
     return found
 
 
+def read_pairs(graph: Any) -> list[tuple[OnnxLayer, OnnxLayer]]:  # noqa: ANN401 - onnx has no types
+    """Layers with nothing but a rectifier between them, of which the second alone reads the first."""
+    layers = {layer.name: layer for layer in read_layers(graph)}
+    constants, ends = initializers(graph), {value.name for value in graph.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = []
+    for first in layers.values():
+        passed, after = [first.output], readers.get(first.output, [])
+        if len(after) == 1 and after[0].op_type == "Relu":
+            passed.append(after[0].output[0])
+            after = readers.get(passed[-1], [])
+        second = layers.get(after[0].name) if len(after) == 1 else None
+        if second is None or second.input != passed[-1] or ends & set(passed):
+            continue
+        held = [first.weights, first.bias, second.weights]
+        if all(name in constants and len(readers[name]) == 1 for name in held):
+            found.append((first, second))
+    return found
+
+
 def complete(graph: Any) -> None:  # noqa: ANN401 - onnx has no types
     """Give every node a name and every convolution a bias, so that there is one to correct."""
     onnx = load("onnx")
