@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check bench bench-convert clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,9 @@ test-all: setup check
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+bench-convert: setup
+	$(BIN)/python -m benchmarks.convert
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -54,6 +54,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--max-drop", default=0.5, show_default=True, metavar="POINTS", help="Largest loss of accuracy, percentage points."
 )
+@click.option(
+    "--min-int8",
+    default=0.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Least share of convolutions and matrix products that must run in integers.",
+)
 @click.option("--target", type=click.Choice(["x86", "arm"]), help="CPU that it is made for; this machine's by default.")
 @click.option("--labels", "labels_file", type=_FILE, help="Class names, one a line.")
 @click.option(
@@ -77,6 +84,7 @@ def convert_command(
     formats: tuple[str, ...],
     precisions: tuple[str, ...],
     max_drop: float,
+    min_int8: float,
     target: str | None,
     labels_file: Path | None,
     processing_file: Path | None,
@@ -107,6 +115,7 @@ def convert_command(
             formats=formats,
             precisions=precisions,
             max_drop=max_drop,
+            min_int8=min_int8,
             target=target,
             labels=labels,
             preprocess=processing.preprocess,
@@ -187,6 +196,9 @@ def _show(conversion: Conversion, *, is_signed: bool) -> None:
         click.echo(_row(variant))
     for note in report.notes:
         click.echo(f"note: {note}")
+    for variant in report.variants:
+        if variant.audit is not None:
+            click.echo(f"{variant.name}: {variant.audit.text}")
     for variant in report.variants:
         for reason in variant.gate.reasons:
             click.echo(f"forced: {variant.name}: {reason}")

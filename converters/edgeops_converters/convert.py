@@ -70,6 +70,7 @@ def convert(
     dataset: str | None = None,
     license: str = "",  # noqa: A002 - the manifest's word
     force: bool = False,
+    min_int8: float = 0.0,
     on_step: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Compress a model, prove that it is still the model, and write a signed bundle.
@@ -94,12 +95,13 @@ def convert(
         dataset: Digest of the dataset that it was retrained on.
         license: SPDX expression of the model.
         force: Keep a variant that the gate refuses; the report says so.
+        min_int8: Least share of convolutions and matrix products that the engine must run in integers, in per cent.
         on_step: Told the name of each step when it begins.
 
     Raises:
         RecipeError: Settings or data cannot work.
         ExportError: The source does not export; the message says what to change.
-        GateError: A compressed variant is slower than float or not faithful, and ``force`` was not given.
+        GateError: A compressed variant is slower than float, not faithful or not integer enough, and ``force`` was not given.
         ConflictError: ``output`` exists.
         ManifestError: Name or version is not valid.
         TransientError: The disk is full, or the directory cannot be written.
@@ -115,6 +117,7 @@ def convert(
         labels=tuple(labels),
         stratum_attribute=stratum_attribute,
         force=force,
+        min_int8=min_int8,
     )
     check_name("model", name)
     parse_version(version)

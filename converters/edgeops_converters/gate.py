@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from edgeops_converters.audit import Audit
+
 SLOWER = 1.05
 """A variant counts as slower above this ratio; less is within the noise of a median on a shared machine."""
 
@@ -39,6 +41,7 @@ class Evidence:
             outputs are no classes.
         sqnr_db: Of the raw outputs; ``None`` when they are the same.
         is_finite: Whether all outputs are finite.
+        audit: What the engine runs in integers; ``None`` when this machine cannot tell.
     """
 
     latency_ms: float | None
@@ -47,6 +50,7 @@ class Evidence:
     disagreement_points: float | None
     sqnr_db: float | None
     is_finite: bool = True
+    audit: Audit | None = None
 
 
 def is_slower(latency_ms: float, float_latency_ms: float) -> bool:
@@ -54,12 +58,13 @@ def is_slower(latency_ms: float, float_latency_ms: float) -> bool:
     return latency_ms > SLOWER * float_latency_ms
 
 
-def judge(evidence: Evidence, *, max_drop: float) -> Verdict:
+def judge(evidence: Evidence, *, max_drop: float, min_int8: float = 0.0) -> Verdict:
     """Decide about one compressed variant.
 
     Args:
         evidence: Its figures.
         max_drop: The largest loss that is accepted, in percentage points.
+        min_int8: The least share of convolutions and matrix products in integers, in per cent.
     """
     reasons = []
     if not evidence.is_finite:
@@ -67,6 +72,8 @@ def judge(evidence: Evidence, *, max_drop: float) -> Verdict:
     latency_ms, float_ms = evidence.latency_ms, evidence.float_latency_ms
     if latency_ms is not None and is_slower(latency_ms, float_ms):
         reasons.append(f"it takes {latency_ms:.3f} ms where float in the same format takes {float_ms:.3f} ms")
+    if evidence.audit is not None and evidence.audit.percent < min_int8:
+        reasons.append(f"{evidence.audit.text}, where {min_int8:g} % are asked")
     measure, reason = _faithfulness(evidence, max_drop)
     reasons += [reason] if reason else []
     return Verdict(passed=not reasons, reasons=tuple(reasons), measure=measure)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edgeops.errors import GateError, RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
+from edgeops_converters.audit import Audit, audit
 from edgeops_converters.exam import Answers, Exam
 from edgeops_converters.gate import Evidence, Verdict, is_slower, judge
 from edgeops_converters.recipe import Recipe
@@ -26,6 +27,7 @@ class Measurement:
     Attributes:
         latency_ms: Median of one call with one row (or with the batch that the file fixes), one thread.
         float_latency_ms: The same of float in the same format.
+        audit: What its engine runs in integers here; ``None`` for float and for what is made for another CPU.
     """
 
     artifact: Artifact
@@ -33,6 +35,7 @@ class Measurement:
     latency_ms: float
     float_latency_ms: float
     verdict: Verdict
+    audit: Audit | None = None
 
 
 def measure(
@@ -54,6 +57,8 @@ def measure(
     for artifact in artifacts:
         with steps.step(f"evaluate {artifact.name}"):
             answers[artifact.name] = exam.ask(artifact.open(threads=_THREADS).run, batch=artifact.batch)
+    with steps.step("kernel audit"):
+        audits = {one.name: audit(one) for one in artifacts if one.precision != "float32" and _is_for_here(one, recipe)}
     with steps.step("latency"):
         latency = _latency(artifacts, exam.inputs, budget_s=_TIMING_BUDGET_S)
         if any(is_slower(latency[a.name], latency[_float_name(a)]) for a in artifacts):
@@ -66,7 +71,16 @@ def measure(
             answers[artifact.name],
             latency_ms=latency[artifact.name],
             float_latency_ms=latency[_float_name(artifact)],
-            verdict=_verdict(artifact, answers[artifact.name], exam, original, latency=latency, recipe=recipe),
+            verdict=_verdict(
+                artifact,
+                answers[artifact.name],
+                exam,
+                original,
+                latency=latency,
+                recipe=recipe,
+                audited=audits.get(artifact.name),
+            ),
+            audit=audits.get(artifact.name),
         )
         for artifact in artifacts
     ]
@@ -97,21 +111,26 @@ def _verdict(
     *,
     latency: Mapping[str, float],
     recipe: Recipe,
+    audited: Audit | None,
 ) -> Verdict:
     if artifact.precision == "float32":
         return Verdict(passed=True)
-    # ONNX for another CPU has the other's activations, so this machine's latency says nothing; a .tflite serves all.
-    is_timed = recipe.target is this_machine() or artifact.format == "tflite"
     drop, agreement = exam.drop(original, answers), exam.agreement(original, answers)
     evidence = Evidence(
-        latency_ms=latency[artifact.name] if is_timed else None,
+        latency_ms=latency[artifact.name] if _is_for_here(artifact, recipe) else None,
         float_latency_ms=latency[_float_name(artifact)],
         drop_points=drop.points if drop is not None else None,
         disagreement_points=100 * (1 - agreement) if agreement is not None else None,
         sqnr_db=exam.sqnr_db(original, answers),
         is_finite=answers.is_finite,
+        audit=audited,
     )
-    return judge(evidence, max_drop=recipe.max_drop)
+    return judge(evidence, max_drop=recipe.max_drop, min_int8=recipe.min_int8)
+
+
+def _is_for_here(artifact: Artifact, recipe: Recipe) -> bool:
+    """Whether this machine can tell: ONNX for another CPU has the other's activations; a .tflite serves all."""
+    return recipe.target is this_machine() or artifact.format == "tflite"
 
 
 def _latency(artifacts: Sequence[Artifact], inputs: Tensors, *, budget_s: float) -> dict[str, float]:

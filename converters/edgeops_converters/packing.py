@@ -82,6 +82,7 @@ def describe(one: Measurement, exam: Exam, original: Answers, *, tolerance: floa
         tolerance=tolerance,
         gate=msgspec.structs.replace(one.verdict, forced=not one.verdict.passed),
         notes=artifact.notes,
+        audit=one.audit,
     )
 
 

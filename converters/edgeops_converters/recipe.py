@@ -25,6 +25,7 @@ class Recipe:
         preprocess: From the caller's inputs to the model's; ``postprocess`` likewise for outputs.
         labels: Class names by index.
         stratum_attribute: Device attribute whose values are the strata of the evaluation data.
+        min_int8: Least share of convolutions and matrix products in integers, in per cent.
         force: Whether a variant that the gate refuses is kept all the same.
     """
 
@@ -37,12 +38,15 @@ class Recipe:
     labels: tuple[str, ...] = ()
     stratum_attribute: str = ""
     force: bool = False
+    min_int8: float = 0.0
 
     def __post_init__(self) -> None:
         _check_choice("formats", self.formats, tuple(EXPORTERS))
         _check_choice("precisions", self.precisions, PRECISIONS)
         if not 0 <= self.max_drop <= 100:  # noqa: PLR2004 - percentage points
             raise RecipeError(f"max_drop: expected 0 to 100 percentage points, got {self.max_drop}")
+        if not 0 <= self.min_int8 <= 100:  # noqa: PLR2004 - per cent
+            raise RecipeError(f"min_int8: expected 0 to 100 per cent, got {self.min_int8}")
         if len(set(self.labels)) != len(self.labels):
             raise RecipeError("labels: expected different names, one for each class")
 
@@ -52,6 +56,7 @@ class Recipe:
             "formats": list(self.formats),
             "precisions": list(self.precisions),
             "max_drop": self.max_drop,
+            "min_int8": self.min_int8,
             "target": str(self.target),
             "activations": "uint8" if self.target is Target.X86 else "int8",
             "stratum_attribute": self.stratum_attribute,

@@ -4,6 +4,7 @@ import msgspec
 
 from edgeops.errors import ManifestError
 from edgeops.manifest import Interval, Lineage
+from edgeops_converters.audit import Audit
 from edgeops_converters.fidelity import Drop
 from edgeops_converters.gate import Verdict
 
@@ -37,6 +38,7 @@ class VariantReport(_Part, frozen=True, kw_only=True):
         sqnr_db: Of the raw outputs against the source's; ``None`` when they are the same.
         tolerance: Of the golden test.
         notes: What a person should know.
+        audit: What its engine runs in integers; ``None`` for float.
     """
 
     name: str
@@ -53,6 +55,7 @@ class VariantReport(_Part, frozen=True, kw_only=True):
     tolerance: float
     gate: Verdict
     notes: tuple[str, ...] = ()
+    audit: Audit | None = None
 
 
 class Report(_Part, frozen=True, kw_only=True):

@@ -30,6 +30,21 @@ class Tokens(nn.Module):
         return self.head(self.table(tokens).mean(1))
 
 
+class Series(nn.Module):
+    """Convolutions along time, one without bias, and a matrix product at each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(3, 8, 5, stride=2, padding=2, bias=False)
+        self.depthwise = nn.Conv1d(8, 8, 3, padding=1, groups=8)
+        self.each = nn.Linear(8, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        hidden = self.depthwise(self.first(x).relu()).relu()
+        return self.head(self.each(hidden.transpose(1, 2)).relu().mean(1))
+
+
 class FixedBatch(nn.Module):
     """Unrolls over the rows, so that its graph has as many as the example."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from edgeops.errors import ExportError
 from edgeops_converters.exporters import EXPORTERS
@@ -25,6 +26,7 @@ CASES = {
         models.TwoInputs,
         {"image": RANDOM.random((13, 1, 8, 8), np.float32), "features": RANDOM.random((13, 3), np.float32)},
     ),
+    "series": (models.Series, {"x": RANDOM.normal(size=(13, 3, 32)).astype(np.float32)}),
     "integer input": (models.Tokens, {"tokens": RANDOM.integers(0, 20, (13, 7))}),
     "fixed batch": (models.FixedBatch, {"x": RANDOM.random((13, 6), np.float32)}),
 }
@@ -152,3 +154,66 @@ def test_exporting_and_quantizing_twice_gives_the_same_bytes(form, rows, exports
     if rows > 1:
         again = EXPORTERS[form].export(open_model(network, CASES["convolution"][1]), data, tmp_path / "again")
         assert again.path.read_bytes() == exports[form].path.read_bytes()
+
+
+class Lopsided(torch.nn.Module):
+    """Weights that lie just beside the grid, all on one side, so that rounding moves every mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 16, 3, stride=2, groups=16)
+        self.head = torch.nn.Conv2d(16, 8, 1)
+        for layer in (self.first, self.second, self.head):
+            codes = torch.randint(-60, 60, layer.weight.shape)
+            codes.view(len(codes), -1)[:, 0] = 127
+            with torch.no_grad():
+                layer.weight.copy_((codes + torch.where(codes < 127, 0.45, 0.0)) / 127)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).relu()).relu()).mean((2, 3))
+
+
+def test_bias_correction_takes_the_shift_out_of_the_answers(form, tmp_path, monkeypatch):
+    rows = {"x": RANDOM.random((48, 3, 20, 20), np.float32)}
+    model = open_model(models.seeded(Lopsided), {"x": rows["x"][:4]})
+    exported = EXPORTERS[form].export(model, rows, tmp_path / "float")
+    expected = run_rows(exported.open().run, rows, batch=exported.batch)["output"]
+
+    def shift(name):
+        quantized = QUANTIZERS[form].quantize(exported, rows, tmp_path / name, cpu=Target.X86)
+        return np.abs((run_rows(quantized.open().run, rows, batch=quantized.batch)["output"] - expected).mean(0)).max()
+
+    corrected = shift("corrected")
+    monkeypatch.setattr(
+        f"edgeops_converters.quantizers.{'onnx' if form == 'onnx' else 'litert'}.correct", lambda *_: False
+    )
+    assert corrected < 0.35 * shift("plain")
+
+
+class Rescaled(torch.nn.Module):
+    """Channels rescaled by ten to a power in ±2 between its layers, which changes nothing in float."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.third = torch.nn.Conv2d(16, 8, 1)
+        with torch.no_grad():
+            for one, factors in (
+                (self.first, 10 ** (4 * torch.rand(16) - 2)),
+                (self.second, 10 ** (4 * torch.rand(16) - 2)),
+            ):
+                one.weight *= factors[:, None, None, None]
+                one.bias *= factors
+                after = self.second if one is self.first else self.third
+                after.weight /= factors[:, None, None, None] if one is self.first else factors[None, :, None, None]
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x).relu()).relu()).mean((2, 3))
+
+
+def test_channels_of_very_different_size_are_brought_to_one_range(form, tmp_path):
+    rows = {"x": RANDOM.random((16, 3, 12, 12), np.float32)}
+    exported = EXPORTERS[form].export(open_model(models.seeded(Rescaled), rows), rows, tmp_path / "float")
+    quantized = QUANTIZERS[form].quantize(exported, rows, tmp_path / "int8", cpu=Target.X86)
+    expected, answered = (run_rows(one.open().run, rows, batch=one.batch) for one in (exported, quantized))
+    assert sqnr_db(expected, answered) > 30

@@ -1,17 +1,25 @@
-"""TFLite: ai-edge-quantizer's static int8, with the float32 interface kept."""
+"""TFLite: ai-edge-quantizer's static int8 with our ranges and biases, and the float32 interface kept."""
 
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeops.errors import RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
+from edgeops_converters.calibration import CORRECTION_ROWS, SCHEMES, Means, Survey, spread
+from edgeops_converters.correction import Correctable, correct, levels_of, mean_squared_error
+from edgeops_converters.equalization import divided, divisors, multiplied
 from edgeops_converters.exporters.litert import tensor_names
 from edgeops_converters.extras import load, quiet
+from edgeops_converters.layers import FloatArray
+from edgeops_converters.quantizers.litert_graph import LitertFile, LitertLayer, stream
+from edgeops_converters.ranges import Range
 from edgeops_converters.targets import Target
 
 _SIGNATURE = "serving_default"
@@ -33,8 +41,12 @@ class LitertQuantizer:
         operation = load("ai_edge_quantizer.qtyping").TFLOperationName
         keys = {tensor: key for key, tensor in tensor_names(source.path)[0].items()}
         try:
-            with quiet():
-                stock = quantizer.Quantizer(str(source.path))
+            with quiet(), tempfile.TemporaryDirectory() as directory:
+                float_file, few = LitertFile(source.path.read_bytes()), spread(calibration, CORRECTION_ROWS)
+                float_file = _equalised(float_file, source, few)
+                level = Path(directory) / "equalised.tflite"
+                level.write_bytes(bytes(float_file.content))
+                stock = quantizer.Quantizer(str(level))
                 stock.load_quantization_recipe(recipe.static_wi8_ai8())
                 for end in (operation.INPUT, operation.OUTPUT):
                     # Its default moves the interface to int8, and then the variants of one bundle would differ.
@@ -45,13 +57,22 @@ class LitertQuantizer:
                     stock.update_quantization_recipe(
                         re.escape(name), operation.ALL_SUPPORTED, algorithm_key="no_quantize"
                     )
-                rows = _Rows({keys[wire]: calibration[name] for name, wire in source.inputs.items()}, source.batch or 1)
-                ranges = _calibrate(source.path, stock.get_quantization_recipe(), rows)
-                result = stock.quantize(calibration_result=ranges, enable_progress_report=False)
-                target.write_bytes(bytes(result.quantized_model))
+                batch = source.batch or 1
+                survey = _survey(float_file, source, calibration)
+                first = {keys[wire]: calibration[name][:1].repeat(batch, 0) for name, wire in source.inputs.items()}
+                found = _stock_ranges(level, stock.get_quantization_recipe(), first)
+                results = [
+                    stock.quantize(
+                        calibration_result=_replaced(found, survey.ranges(scheme)), enable_progress_report=False
+                    )
+                    for scheme in SCHEMES
+                ]
+            files = [LitertFile(bytes(result.quantized_model)) for result in results]
+            noise = [_correct_biases(quantized, float_file, survey, source, few) for quantized in files]
+            target.write_bytes(bytes(files[int(np.argmin(noise))].content))
         except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
             raise RecipeError(f"{source.file}: ai-edge-quantizer cannot quantise it: {error}") from error
-        inputs, outputs = _renamed(source.path, target)
+        inputs, outputs = renamed(source.path, target)
         return Artifact(
             path=target,
             format=source.format,
@@ -62,7 +83,7 @@ class LitertQuantizer:
         )
 
 
-def _renamed(source: Path, target: Path) -> tuple[dict[str, str], dict[str, str]]:
+def renamed(source: Path, target: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Tensor name before → after, for inputs and outputs, which keep their order; the signature may name what is gone."""
     interpreter = load("ai_edge_litert.interpreter").Interpreter
     with quiet():
@@ -84,43 +105,154 @@ def _readers_of_outputs(path: Path) -> list[str]:
     return [graph.tensors[int(index)].name.decode() for reader in readers for index in reader.outputs]
 
 
-def _calibrate(path: Path, recipe: Any, rows: "_Rows") -> Any:  # noqa: ANN401 - ai-edge-quantizer has no types
-    """The least and the greatest value of every tensor over all rows.
+def _equalised(file: LitertFile, source: Artifact, rows: Tensors) -> LitertFile:
+    """The float file with the channels between layers brought to one range."""
+    pairs, peaks = file.pairs(), dict[int, FloatArray]()
+    feeds = {file.indices[wire]: rows[name] for name, wire in source.inputs.items()}
+    wanted = [second.input for _, second in pairs]
+    for values in stream(bytes(file.content), feeds, wanted, batch=source.batch or 1):
+        for index, array in values.items():
+            seen = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0).astype(np.float64)
+            peaks[index] = np.maximum(peaks.get(index, 0.0), seen)
+    weights = {
+        one.weights: file.arranged(one, file.constant(one.weights).astype(np.float64)) for p in pairs for one in p
+    }
+    for first, second in pairs:
+        factors = divisors(peaks[second.input], weights[second.weights], second.geometry.groups)
+        weights[first.weights] = divided(weights[first.weights], factors)
+        weights[second.weights] = multiplied(weights[second.weights], factors, second.geometry.groups)
+        file.set_float(first.bias, divided(file.constant(first.bias).astype(np.float64), factors))
+    for pair in pairs:
+        for one in pair:
+            file.set_float(one.weights, file.stored(one, weights[one.weights]))
+    return LitertFile(bytes(file.content))
 
-    The quantizer's own way is a moving average of them, which clips what is rare: 15 dB of the demo's network where this
-    gives 32 dB.
-    """
+
+def _survey(file: LitertFile, source: Artifact, rows: Tensors) -> Survey:
+    """What flows through the float model."""
+    survey = Survey(ends={*source.inputs.values(), *source.outputs.values()})
+    feeds = {file.indices[wire]: rows[name] for name, wire in source.inputs.items()}
+    wanted = [*feeds, *(index for _, _, outputs in file.operators for index in outputs)]
+    for values in stream(bytes(file.content), feeds, wanted, batch=source.batch or 1):
+        survey.add({file.details[index]["name"]: array for index, array in values.items()})
+    return survey
+
+
+def _stock_ranges(path: Path, recipe: Any, row: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - ai-edge-quantizer has no types
+    """What the quantizer itself finds on one batch: which tensors it asks about, and in which form."""
     manager = load("ai_edge_quantizer.recipe_manager").RecipeManager()
     manager.load_quantization_recipe(recipe)
-    calibrator = load("ai_edge_quantizer.calibrator").Calibrator(str(path), num_threads=1, qsv_update_func=_widen)
-    calibrator.calibrate({_SIGNATURE: rows}, manager)
-    return calibrator.get_model_qsvs()
+    calibrator = load("ai_edge_quantizer.calibrator").Calibrator(str(path), num_threads=1)
+    calibrator.calibrate({_SIGNATURE: [row]}, manager)
+    found: dict[str, Any] = calibrator.get_model_qsvs()
+    return found
 
 
-def _widen(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    return {**known, "min": np.minimum(known["min"], new["min"]), "max": np.maximum(known["max"], new["max"])}
+def _replaced(found: Mapping[str, Any], ranges: Mapping[str, Range]) -> dict[str, Any]:
+    """The quantizer's ranges with ours in their place.
+
+    Its own are a moving average of the least and the greatest value, which clips what is rare: 15 dB of the demo's network where
+    the whole range gives 32 dB.
+    """
+    return {
+        name: {
+            **known,
+            "min": np.full_like(known["min"], ranges[name].low),
+            "max": np.full_like(known["max"], ranges[name].high),
+        }
+        if name in ranges
+        else known
+        for name, known in found.items()
+    }
 
 
-class _Rows(Sequence[dict[str, Any]]):
-    """Calibration rows as the quantizer asks for them: one batch at a time, made on demand."""
+def _correct_biases(
+    quantized: LitertFile, float_file: LitertFile, survey: Survey, source: Artifact, rows: Tensors
+) -> float:
+    """Set the integer biases so that every layer answers on average what it answers in float; gives the noise that is left."""
+    integers, floats = quantized.layers(), float_file.layers()
+    if [layer.kind for layer in integers] != [layer.kind for layer in floats]:
+        integers = floats = []  # the quantizer took a layer apart or joined two; there is nothing to hold them against
+    pairs = {
+        str(integer.operator): (layer, integer)
+        for layer, integer in zip(floats, integers, strict=True)
+        if quantized.is_integer(integer)
+    }
+    feeds = {float_file.indices[wire]: rows[name] for name, wire in source.inputs.items()}
+    probe = _Probe(quantized, float_file, pairs, feeds, batch=source.batch or 1)
+    means = probe.float_means()
+    correctable = {
+        name: Correctable(
+            geometry=layer.geometry,
+            weights=float_file.arranged(layer, float_file.constant(layer.weights).astype(np.float64)),
+            rounded=quantized.arranged(
+                integer, quantized.decoded(integer.weights, quantized.constant(integer.weights))
+            ),
+            bias=float_file.constant(layer.bias).astype(np.float64),
+            mean_input=means[name],
+            span=survey.span(float_file.details[layer.output]["name"]),
+        )
+        for name, (layer, integer) in pairs.items()
+    }
+    reads = {str(index): [str(one) for one in inputs] for index, (_, inputs, _) in enumerate(quantized.operators)}
+    gives = {str(index): [str(one) for one in outputs] for index, (_, _, outputs) in enumerate(quantized.operators)}
+    return correct(correctable, levels_of(reads, gives, set(pairs)), probe)
 
-    def __init__(self, tensors: Tensors, batch: int) -> None:
-        self._tensors, self._batch = tensors, batch
-        self._count = -(-len(next(iter(tensors.values()))) // batch)
 
-    def __len__(self) -> int:
-        return self._count
+class _Probe:
+    """Float and integer file side by side; see :class:`edgeops_converters.correction.Probe`."""
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __init__(
+        self,
+        quantized: LitertFile,
+        float_file: LitertFile,
+        pairs: Mapping[str, tuple[LitertLayer, LitertLayer]],
+        feeds: Mapping[int, NDArray[Any]],
+        *,
+        batch: int,
+    ) -> None:
+        self._quantized, self._float, self._pairs, self._batch = quantized, float_file, pairs, batch
+        self._float_feeds = feeds
+        self._feeds = {quantized.inputs[float_file.inputs.index(index)]: rows for index, rows in feeds.items()}
+        self._answers = self._answer(float_file, feeds)
 
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def float_means(self) -> dict[str, FloatArray]:
+        """Layer → mean input of float."""
+        layers = {name: layer for name, (layer, _) in self._pairs.items()}
+        return self._means(self._float, bytes(self._float.content), self._float_feeds, layers)
 
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(self._count))]
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        wanted = np.arange(index * self._batch, (index + 1) * self._batch)
-        return {key: array[np.minimum(wanted, len(array) - 1)] for key, array in self._tensors.items()}
+    def set_biases(self, biases: Mapping[str, FloatArray]) -> None:
+        """Write biases into the file."""
+        for name, bias in biases.items():
+            self._quantized.set_bias(self._pairs[name][1], bias)
+
+    def mean_inputs(self, layers: Sequence[str]) -> dict[str, FloatArray]:
+        """Run the rows through LiteRT's integer kernels, as far as these layers."""
+        wanted = {name: self._pairs[name][1] for name in layers}
+        content = self._quantized.until(max(layer.operator for layer in wanted.values()))
+        return self._means(self._quantized, content, self._feeds, wanted)
+
+    def noise(self) -> float:
+        """Run the whole file."""
+        return mean_squared_error(self._answers, self._answer(self._quantized, self._feeds))
+
+    def _means(
+        self,
+        file: LitertFile,
+        content: bytes,
+        feeds: Mapping[int, NDArray[Any]],
+        layers: Mapping[str, LitertLayer],
+    ) -> dict[str, FloatArray]:
+        means, wanted = Means(), sorted({layer.input for layer in layers.values()})
+        for values in stream(content, feeds, wanted, batch=self._batch):
+            for name, layer in layers.items():
+                means.add(name, file.rows_of(layer, values[layer.input]))
+        # Channels come last in the file, and first in a layer.
+        return {name: np.moveaxis(file.decoded(layer.input, means.mean(name)), -1, 0) for name, layer in layers.items()}
+
+    def _answer(self, file: LitertFile, feeds: Mapping[int, NDArray[Any]]) -> Tensors:
+        parts = list(stream(bytes(file.content), feeds, file.outputs, batch=self._batch))
+        return {
+            str(position): np.concatenate([part[index] for part in parts])
+            for position, index in enumerate(file.outputs)
+        }
