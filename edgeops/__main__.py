@@ -28,7 +28,7 @@ class PartsGroup(click.Group):
         """The commands in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import the part that has the command; a part that is not installed becomes a command that says so."""
         if cmd_name not in COMMANDS:
             return None
@@ -41,7 +41,7 @@ class PartsGroup(click.Group):
             raise TypeError(f"{module}.{attribute}: expected a click command")
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - likewise
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_text) for name, (_, _, _, help_text) in COMMANDS.items()])

@@ -96,7 +96,7 @@ def _input_signals(name: str, rows: NDArray[np.generic]) -> list[Signal]:
 
 
 def _output_signals(name: str, scores: NDArray[np.generic]) -> list[Signal]:
-    is_distribution = bool((scores >= 0).all()) and bool(np.allclose(scores.sum(axis=1), 1, atol=0.02))  # type: ignore[operator]
+    is_distribution = bool((scores >= 0).all()) and bool(np.allclose(scores.sum(axis=1), 1, atol=0.02))  # type: ignore[operator] # any numeric dtype
     return [
         _draft(f"{name}.{statistic}", name, statistic, softmax=not is_distribution)
         for statistic in (Statistic.CONFIDENCE, Statistic.ENTROPY, Statistic.CLASS)

@@ -68,7 +68,7 @@ def _captured_stderr() -> Iterator[None]:
     """Point file descriptor 2, which native code writes to, at a temporary file."""
     sys.stderr.flush()
     kept = os.dup(_STDERR)
-    with tempfile.TemporaryFile() as sink, open(os.dup(sink.fileno()), "w", encoding="utf-8") as text:  # noqa: PTH123
+    with tempfile.TemporaryFile() as sink, open(os.dup(sink.fileno()), "w", encoding="utf-8") as text:  # noqa: PTH123 - a descriptor, no path
         os.dup2(sink.fileno(), _STDERR)
         try:
             with contextlib.redirect_stderr(text):

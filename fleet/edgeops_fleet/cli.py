@@ -29,7 +29,7 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--json", "as_json", is_flag=True, help="The answer as JSON."),
     ]
 
-    def run(server: str | None, token: str | None, data: Path | None, as_json: bool, **rest: Any) -> None:  # noqa: ANN401
+    def run(server: str | None, token: str | None, data: Path | None, as_json: bool, **rest: Any) -> None:  # noqa: ANN401 - click's values
         command(Client.find(server=server, data=data, token=token), Terminal(as_json=as_json), **rest)
 
     run.__doc__ = command.__doc__
@@ -227,7 +227,7 @@ def _order_options(command: Callable[..., None]) -> Callable[..., None]:
 @rollout_group.command("plan")
 @_order_options
 @_server_options
-def plan_command(client: Client, terminal: Terminal, **order: Any) -> None:  # noqa: ANN401 - options by name
+def plan_command(client: Client, terminal: Terminal, **order: Any) -> None:  # noqa: ANN401 - likewise - options by name
     """What a rollout of MODEL VERSION would do."""
     plan = client.post("/api/v1/rollouts/plan", _order(**order))
     terminal.show(plan, lambda out: _write_plan(out, plan))
@@ -238,7 +238,7 @@ def plan_command(client: Client, terminal: Terminal, **order: Any) -> None:  # n
 @click.option("--draft", is_flag=True, help="Create it, and do not start it.")
 @click.option("--follow", is_flag=True, help="Tell what happens until it ends or asks.")
 @_server_options
-def start_command(client: Client, terminal: Terminal, *, draft: bool, follow: bool, **order: Any) -> None:  # noqa: ANN401
+def start_command(client: Client, terminal: Terminal, *, draft: bool, follow: bool, **order: Any) -> None:  # noqa: ANN401 - likewise
     """Roll out MODEL VERSION; or start a draft: MODEL is then 'draft' and VERSION its id."""
     if order["model"] == "draft":
         rollout = client.post(f"/api/v1/rollouts/{order['version']}/start")

@@ -72,7 +72,7 @@ class HttpDownloader:
         with response:
             if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
                 raise DownloadError(f"{url}: expected 200 or 206, got {response.status} {response.reason}")
-            begins = _first_byte(response.headers.get("Content-Range"), offset, url) if response.status == 206 else 0  # noqa: PLR2004
+            begins = _first_byte(response.headers.get("Content-Range"), offset, url) if response.status == 206 else 0  # noqa: PLR2004 - HTTP
             yield Stream(begins, _read(response, url))
 
 

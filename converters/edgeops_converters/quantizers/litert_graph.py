@@ -81,7 +81,7 @@ class LitertFile:
         kinds = {getattr(builtin, name): name for name in names}
         # A transposed convolution takes shape, weights and data.
         return [
-            (kinds[kind], inputs[::-1] if kind == builtin.TRANSPOSE_CONV and len(inputs) == 3 else inputs, outputs)  # noqa: PLR2004
+            (kinds[kind], inputs[::-1] if kind == builtin.TRANSPOSE_CONV and len(inputs) == 3 else inputs, outputs)  # noqa: PLR2004 - shape, filter, data
             for kind, inputs, outputs in self.operators
             if kind in kinds
         ]

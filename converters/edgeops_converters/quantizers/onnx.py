@@ -132,7 +132,7 @@ def _quantized(model: Any, ranges: Mapping[str, Range], cpu: Target) -> Any:  # 
 
 def _correct_biases(
     quantized: Any,  # noqa: ANN401 - onnx has no types
-    model: Any,  # noqa: ANN401
+    model: Any,  # noqa: ANN401 - onnx is imported on use
     survey: Survey,
     source: Artifact,
     rows: Tensors,
@@ -171,7 +171,7 @@ class _Probe:
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401 - onnx has no types
+        model: Any,  # noqa: ANN401 - onnx is imported on use - onnx has no types
         layers: Mapping[str, IntegerLayer],
         answers: Tensors,
         source: Artifact,

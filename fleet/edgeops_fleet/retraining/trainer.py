@@ -129,7 +129,7 @@ class Trainer:
         exit_file = self._path(row["id"], "exit")
         command = ["/bin/sh", "-c", _WRAPPER, str(exit_file), *self._section.command]
         with self._path(row["id"], "event.json").open("rb") as event:
-            child = subprocess.Popen(command, stdin=event, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+            child = subprocess.Popen(command, stdin=event, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 - the operator's
         self._children[row["id"]] = child
         values = {"state": RetrainState.RUNNING.value, "pid": child.pid, "updated": self._store.clock()}
         with self._store.write() as connection:
@@ -165,7 +165,7 @@ class Trainer:
             method="POST",
         )
         try:
-            with urllib.request.urlopen(request, timeout=_WEBHOOK_TIMEOUT_S) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=_WEBHOOK_TIMEOUT_S) as answer:  # noqa: S310 - the operator's URL
                 return RetrainState.DONE, int(answer.status), f"webhook answered {answer.status}"
         except urllib.error.HTTPError as error:
             error.close()

@@ -367,7 +367,7 @@ class Controller:
         values = {"paused_by": None, "phase_since": self._store.clock()}
         self._move(connection, row, RolloutState.ROLLING_BACK, reason, actor=actor, values=values)
 
-    def _set_target(self, connection: sa.Connection, row: sa.RowMapping, **values: Any) -> None:  # noqa: ANN401
+    def _set_target(self, connection: sa.Connection, row: sa.RowMapping, **values: Any) -> None:  # noqa: ANN401 - columns
         condition = sa.and_(targets.c.group == row["group"], targets.c.model == row["model"])
         connection.execute(targets.update().where(condition).values(values))
 

@@ -93,7 +93,7 @@ def _allocated_rows(interpreter: Any) -> int | None:  # noqa: ANN401 - the inter
     return first.pop() if len(first) == 1 else None
 
 
-def _signature_tensors(interpreter: Any) -> tuple[dict[str, int], dict[str, int]]:  # noqa: ANN401
+def _signature_tensors(interpreter: Any) -> tuple[dict[str, int], dict[str, int]]:  # noqa: ANN401 - either engine's
     """Inputs and outputs of the file's only signature, by name; nothing when it has none or several."""
     if len(interpreter.get_signature_list()) != 1:
         return {}, {}
