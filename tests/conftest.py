@@ -7,8 +7,12 @@ every engine, built once in a process of its own and kept in ``build/``.
 import fcntl
 import hashlib
 import json
+import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +117,38 @@ def tflite_python() -> Path:
 def device_python() -> Path:
     """The interpreter of an environment with the extra ``device`` only."""
     return _environment("device", ROOT / "requirements.lock")
+
+
+@pytest.fixture
+def start_mosquitto(tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Starts a mosquitto on loopback with some more lines of configuration, and returns its port; it ends with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*settings: str) -> int:
+        program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+        if program is None:
+            if os.environ.get("EDGEOPS_REQUIRE_MOSQUITTO"):
+                pytest.fail("mosquitto is not installed, and EDGEOPS_REQUIRE_MOSQUITTO asks for it")
+            pytest.skip("mosquitto is not installed")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        config = tmp_path / "mosquitto.conf"
+        config.write_text("\n".join([f"listener {port} 127.0.0.1", "allow_anonymous true", *settings, ""]))
+        command = [program, "-c", str(config)]
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return port
+            time.sleep(0.02)
+        raise RuntimeError("mosquitto does not listen")
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(10)
 
 
 def _environment(extra: str, lock: Path) -> Path:

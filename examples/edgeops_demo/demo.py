@@ -199,11 +199,11 @@ class Demo:
         self._stage.point_cameras(self._dataset.field)
         self._story.tell(f"{len(device_names())} devices enrolled and online: {', '.join(device_names())}")
 
-    def _roll_out(self, version: str) -> dict[str, object]:
+    def _roll_out(self, version: str) -> None:
         self._stage.operator.publish(self._bundles[version])
-        return self._follow(version, self._stage.operator.post("/api/v1/rollouts", order(version))["id"])
+        self._follow(version, self._stage.operator.post("/api/v1/rollouts", order(version))["id"])
 
-    def _follow(self, version: str, rollout_id: str) -> dict[str, object]:
+    def _follow(self, version: str, rollout_id: str) -> None:
         """Tell what a rollout does until it has ended."""
         begun, told = time.monotonic(), 0
 
@@ -218,9 +218,7 @@ class Demo:
             return rollout["state"] in {"completed", "rolled_back", "aborted"}
 
         wait_until(has_ended, timeout_s=400, what=f"rollout of {version} ended")
-        found = figures(self._stage.rollout(rollout_id), time.monotonic() - begun)
-        self.report.rollouts[version] = found
-        return self._stage.rollout(rollout_id)
+        self.report.rollouts[version] = figures(self._stage.rollout(rollout_id), time.monotonic() - begun)
 
     def _roll_out_first(self) -> None:
         self._roll_out(FIRST)

@@ -1,10 +1,6 @@
 """Fixtures of the contract's tests: a bundle without any model engine, and the brokers that a link is held against."""
 
-import os
-import shutil
 import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,13 +69,13 @@ NewLink = Callable[[str], Link]
 
 
 @pytest.fixture(params=["memory", "iotcore", "mosquitto"])
-def new_link(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewLink]:
+def new_link(request: pytest.FixtureRequest) -> Iterator[NewLink]:
     """A factory of links to one broker: in memory, the embedded one, and mosquitto."""
     if request.param == "memory":
         broker = MemoryBroker()
         yield lambda _name: broker.link()
         return
-    port = _free_port()
+    port = 0
     links: list[MqttLink] = []
 
     def make(name: str) -> Link:
@@ -88,38 +84,16 @@ def new_link(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewLink
         return link
 
     if request.param == "iotcore":
+        port = _free_port()
         with Broker(port=port, listen="127.0.0.1"):
             yield make
             for link in links:
                 link.close()
         return
-    process = _start_mosquitto(port, tmp_path)
-    try:
-        yield make
-        for link in links:
-            link.close()
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _start_mosquitto(port: int, directory: Path) -> subprocess.Popen[bytes]:
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        if os.environ.get("EDGEOPS_REQUIRE_MOSQUITTO"):
-            pytest.fail("mosquitto is not installed, and EDGEOPS_REQUIRE_MOSQUITTO asks for it")
-        pytest.skip("mosquitto is not installed")
-    settings = directory / "mosquitto.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
-    process = subprocess.Popen([program, "-c", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process
-        time.sleep(0.02)
-    process.kill()
-    raise RuntimeError("mosquitto does not listen")
+    port = request.getfixturevalue("start_mosquitto")("max_queued_messages 0")
+    yield make
+    for link in links:
+        link.close()
 
 
 def _free_port() -> int:

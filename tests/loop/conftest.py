@@ -2,9 +2,6 @@
 
 import http.client
 import json
-import os
-import shutil
-import socket
 import sys
 import threading
 import time
@@ -220,37 +217,17 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 
 @pytest.fixture(params=["iotcore", "mosquitto"])
-def broker(request: pytest.FixtureRequest, tmp_path: Path, programs: Programs) -> str:
+def broker(request: pytest.FixtureRequest) -> str:
     """The URL of the broker for a server: its own, or mosquitto beside it."""
-    return "embedded" if request.param == "iotcore" else start_mosquitto(tmp_path, programs)
+    if request.param == "iotcore":
+        return "embedded"
+    port = request.getfixturevalue("start_mosquitto")("max_queued_messages 0", "max_inflight_messages 0")
+    return f"mqtt://127.0.0.1:{port}"
 
 
 @pytest.fixture
 def new_fleet(tmp_path: Path, programs: Programs, release_key: SigningKey) -> Callable[[str], Fleet]:
     return lambda broker: Fleet(tmp_path, programs, key=release_key, broker=broker)
-
-
-def start_mosquitto(directory: Path, programs: Programs) -> str:
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        if os.environ.get("EDGEOPS_REQUIRE_MOSQUITTO"):
-            pytest.fail("mosquitto is not installed, and EDGEOPS_REQUIRE_MOSQUITTO asks for it")
-        pytest.skip("mosquitto is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = directory / "mosquitto.conf"
-    settings.write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\n"
-    )
-    programs.start("mosquitto", program, "-c", str(settings))
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return f"mqtt://127.0.0.1:{port}"
-        time.sleep(0.02)
-    raise RuntimeError("mosquitto does not listen")
 
 
 @pytest.fixture
