@@ -31,7 +31,7 @@ from edgeops_converters.audit import audit
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.fidelity import agreement, sqnr_db
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import quantize
 from edgeops_converters.quantizers.litert import renamed
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sources import open_model
@@ -143,7 +143,7 @@ def compare(
     for form in ("onnx", "tflite"):
         exported = EXPORTERS[form].export(model, calibration, scratch / f"float.{form}")
         candidates: dict[str, Callable[[Path], Artifact]] = {
-            f"{form} EdgeOps": lambda target, form=form, exported=exported: QUANTIZERS[form].quantize(
+            f"{form} EdgeOps": lambda target, exported=exported: quantize(
                 exported, calibration, target, cpu=this_machine()
             )
         }

@@ -1,6 +1,6 @@
 """What flows through a float model: a histogram of every tensor, and the mean input of every layer, in constant memory. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,9 @@ from numpy.typing import NDArray
 from edgeops.processing import Tensors
 from edgeops_converters.histograms import Histogram
 from edgeops_converters.layers import FloatArray
-from edgeops_converters.ranges import Range, least_squares, minmax
 
 CORRECTION_ROWS = 64
-"""Calibration rows that bias correction looks at, spread evenly over all."""
-
-SCHEMES: tuple[Callable[[Histogram], Range], ...] = (minmax, least_squares)
-"""Ways to set ranges that are tried, biases corrected, on the engine itself; the one with the least noise is kept."""
+"""Calibration rows that rounding and bias correction look at, spread evenly over all."""
 
 
 def spread(rows: Tensors, most: int) -> Tensors:
@@ -30,34 +26,16 @@ def spread(rows: Tensors, most: int) -> Tensors:
 
 
 class Survey:
-    """Counts the tensors of a float model, and takes ranges from the counts.
+    """Counts the tensors of a float model."""
 
-    Args:
-        ends: Inputs and outputs of the model: they keep the least and the greatest value. The largest output is the answer, and
-            an image of bytes has a grid that only its whole range meets.
-    """
-
-    def __init__(self, *, ends: Iterable[str]) -> None:
-        self._ends = frozenset(ends)
-        self._histograms: dict[str, Histogram] = {}
+    def __init__(self) -> None:
+        self.histograms: dict[str, Histogram] = {}
 
     def add(self, values: Mapping[str, NDArray[Any]]) -> None:
         """Count tensors of one batch; what is not floating-point is left out."""
         for name, array in values.items():
             if array.dtype.kind == "f":
-                self._histograms.setdefault(name, Histogram()).add(array)
-
-    def ranges(self, estimator: Callable[[Histogram], Range]) -> dict[str, Range]:
-        """Tensor → what eight bits are to cover."""
-        return {
-            name: (minmax if name in self._ends else estimator)(histogram)
-            for name, histogram in self._histograms.items()
-        }
-
-    def span(self, name: str) -> float:
-        """The width of what was seen of a tensor, zero included."""
-        whole = minmax(self._histograms[name])
-        return whole.high - whole.low
+                self.histograms.setdefault(name, Histogram()).add(array)
 
 
 class Means:

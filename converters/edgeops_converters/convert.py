@@ -27,7 +27,7 @@ from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.lineage import git_revision, tool_versions
 from edgeops_converters.measurement import Measurement, admitted, measure
 from edgeops_converters.packing import GOLDEN_FILE, cpu_name, describe, make_golden, pack
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import carry_out, plan_for
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.report import Report, SourceReport
 from edgeops_converters.samples import Samples, SampleSource, check_alike, read_calibration, read_evaluation
@@ -253,15 +253,19 @@ def _exam(held_out: Samples, model: Model, recipe: Recipe) -> Exam:
 
 def _artifacts(model: Model, calibration: Tensors, recipe: Recipe, scratch: Path, *, steps: Steps) -> list[Artifact]:
     """Float and int8 files of every format; float is made even where it is not wanted, to measure against."""
-    made = []
+    exported = []
     for form in recipe.formats:
         with steps.step(f"export {form}"):
-            exported = EXPORTERS[form].export(model, _example(calibration), scratch / f"model.float.{form}")
-            made.append(exported)
-        if "int8" in recipe.precisions:
-            with steps.step(f"quantise {form}"):
-                target = scratch / f"model.int8.{form}"
-                made.append(QUANTIZERS[form].quantize(exported, calibration, target, cpu=recipe.target))
+            exported.append(EXPORTERS[form].export(model, _example(calibration), scratch / f"model.float.{form}"))
+    if "int8" not in recipe.precisions:
+        return exported
+    with steps.step("plan int8"):
+        planned, subjects = plan_for(exported, calibration, target=recipe.target)
+    made = []
+    for one in exported:
+        with steps.step(f"quantise {one.format}"):
+            target = scratch / f"model.int8.{one.format}"
+            made += [one, carry_out(planned.plan, subjects[one.format], target, cpu=recipe.target)]
     return made
 
 

@@ -8,6 +8,7 @@ does not do: each would make up for the whole error before it, and together they
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -52,21 +53,43 @@ class Probe(Protocol):
         """Run the rows; see :func:`mean_squared_error`."""
 
 
-def correct(layers: Mapping[str, Correctable], levels: Sequence[Sequence[str]], probe: Probe) -> float:
+class BiasCorrection(StrEnum):
+    """How biases make up for what rounding takes."""
+
+    FULL = "full"
+    """In the order of the model, with the inputs that the integer model gives; one pass a level."""
+    FAST = "fast"
+    """At once, with the inputs that float gives; makes up for weights only."""
+    NONE = "none"
+
+
+def correct(
+    layers: Mapping[str, Correctable],
+    levels: Sequence[Sequence[str]],
+    probe: Probe,
+    method: BiasCorrection = BiasCorrection.FULL,
+) -> float:
     """Correct the biases of an integer model, and leave it as it was where that does not bring it nearer to float.
 
     Args:
         layers: Name → layer.
         levels: Names in the order of the model; the layers of a level do not depend on each other.
         probe: The integer model.
+        method: How.
 
     Returns:
         What is left of the noise, by which ways to quantise a model can be compared.
     """
+    probe.set_biases({name: layer.bias for name, layer in layers.items()})
     before = probe.noise()
-    for level in levels:
-        means = probe.mean_inputs(level)
-        probe.set_biases({name: corrected_bias(layers[name], means[name]) for name in level})
+    if method is BiasCorrection.NONE:
+        return before
+    if method is BiasCorrection.FAST:
+        probe.set_biases({name: corrected_bias(layer, layer.mean_input) for name, layer in layers.items()})
+    else:
+        for level in levels:
+            means = probe.mean_inputs(level)
+            probe.set_biases({name: corrected_bias(layers[name], means[name]) for name in level})
     after = probe.noise()
     if after >= before:
         probe.set_biases({name: layer.bias for name, layer in layers.items()})

@@ -1,4 +1,4 @@
-"""A convolution or matrix product as one thing, whatever file it stands in, and what it answers on average. Pure.
+"""A convolution or matrix product as one thing, whatever file it stands in: what it answers, and what it sees. Pure.
 
 By linearity the mean of a layer's output is the layer applied to the mean of its input, so that one array a layer says all that
 bias correction has to know, however many rows there were. Reading layers out of files is the business of the quantizers.
@@ -6,9 +6,12 @@ bias correction has to know, however many rows there were. Reading layers out of
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgeops_converters.extras import load
 
 FloatArray = NDArray[np.float64]
 
@@ -70,3 +73,73 @@ def _tap_means(mean_input: FloatArray, kernel: tuple[int, ...], geometry: Geomet
         channels_at_tap: tuple[slice | int, ...] = (slice(None), *tap)
         taps[channels_at_tap] = padded[(slice(None), *window)].mean(axis=axes)
     return taps
+
+
+def apply(inputs: NDArray[np.float32], weights: FloatArray, geometry: Geometry) -> NDArray[np.float32]:
+    """What a layer answers, without bias.
+
+    Args:
+        inputs: Shape ``(rows, in, *space)``, float32.
+        weights: Shape ``(out, in / groups, *kernel)``.
+        geometry: As many axes as ``space``.
+
+    Returns:
+        Shape ``(rows, out, *space)``, float32.
+    """
+    torch = load("torch")
+    with torch.inference_mode():
+        given, held = (torch.from_numpy(np.ascontiguousarray(array, np.float32)) for array in (inputs, weights))
+        if not geometry.strides:
+            return np.asarray((given @ held.T).numpy())
+        pads = [pad for axis in reversed(geometry.pads) for pad in axis]
+        convolve = getattr(torch.nn.functional, f"conv{len(geometry.strides)}d")
+        answered = convolve(
+            torch.nn.functional.pad(given, pads),
+            held,
+            stride=geometry.strides,
+            dilation=geometry.dilations,
+            groups=geometry.groups,
+        )
+        return np.asarray(answered.numpy())
+
+
+def patches(
+    inputs: NDArray[np.float32], kernel: tuple[int, ...], geometry: Geometry, *, most: int
+) -> NDArray[np.float32]:
+    """What the window of a layer sees, at all positions, or at random ones if there are too many.
+
+    Args:
+        inputs: Shape ``(rows, in, *space)``, float32.
+        kernel: Extents of the window; empty for a matrix product.
+        geometry: As many axes as ``space``.
+        most: How many patches to give.
+
+    Returns:
+        Shape ``(patches, groups, in / groups · taps)``, the taps of a channel together as in the layer's weights.
+
+    >>> row = np.arange(4, dtype=np.float32).reshape(1, 1, 4)
+    >>> patches(row, (2,), Geometry((1,), (1,), ((1, 0),)), most=9)[:, 0].tolist()
+    [[0.0, 0.0], [0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
+    """
+    rows, channels = inputs.shape[:2]
+    groups = geometry.groups
+    padded = np.pad(inputs, ((0, 0), (0, 0), *geometry.pads))
+    extents = [
+        (size - (extent - 1) * dilation - 1) // stride + 1
+        for size, extent, dilation, stride in zip(
+            padded.shape[2:], kernel, geometry.dilations, geometry.strides, strict=True
+        )
+    ]
+    total = rows * int(np.prod(extents, dtype=np.int64))
+    places = np.arange(total) if total <= most else np.random.default_rng(total).integers(0, total, most)
+    row, *position = np.unravel_index(places, (rows, *extents))
+    seen = np.empty((len(places), channels, *kernel), np.float32)
+    for tap in itertools.product(*(range(extent) for extent in kernel)):
+        where = tuple(
+            at * stride + offset * dilation
+            for at, offset, dilation, stride in zip(position, tap, geometry.dilations, geometry.strides, strict=True)
+        )
+        at_tap: tuple[Any, ...] = (slice(None), slice(None), *tap)
+        looked_at: tuple[Any, ...] = (row, slice(None), *where)
+        seen[at_tap] = padded[looked_at]
+    return seen.reshape(len(places), groups, -1)

@@ -2,21 +2,47 @@
 
 import platform
 from enum import StrEnum
+from pathlib import Path
 
 from edgeops.errors import RecipeError
 
 
 class Target(StrEnum):
-    """A family of CPUs; it decides the type of 8-bit activations in ONNX."""
+    """A family of CPUs; it decides what an int8 file for onnxruntime looks like. A ``.tflite`` is the same for all."""
 
     X86 = "x86"
-    """Unsigned activations: onnxruntime has integer kernels for U8S8, and leaves many S8S8 convolutions in float."""
+    """Any x86-64. Unsigned activations, for which onnxruntime has integer kernels; no two weights that meet in a 16-bit sum are
+    large, since without VNNI that sum saturates."""
+    X86_VNNI = "x86-vnni"
+    """x86-64 with AVX512-VNNI, whose dot product has 32 bits, so that weights may be anything."""
     ARM = "arm"
     """Signed activations: both operands of the dot-product instruction have one sign."""
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether activations are int8 rather than uint8."""
+        return self is Target.ARM
+
+    @property
+    def saturates(self) -> bool:
+        """Whether sums of two products must fit 16 bits."""
+        return self is Target.X86
+
+    @property
+    def cpu_flags(self) -> tuple[str, ...]:
+        """What a device must have, as Linux names it, for the int8 file to be right there."""
+        return ("avx512_vnni",) if self is Target.X86_VNNI else ()
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine runs what is made for the target as its CPUs do."""
+        if this_machine() is Target.ARM or self is Target.ARM:
+            return self is this_machine()
+        return set(self.cpu_flags) <= _flags()
+
 
 def this_machine() -> Target:
-    """The family of the CPU that this runs on."""
+    """What is right on the CPU that this runs on, and on others of its kind."""
     return Target.ARM if platform.machine().lower().startswith(("arm", "aarch")) else Target.X86
 
 
@@ -24,9 +50,18 @@ def parse_target(text: str | None) -> Target:
     """Read a target; ``None`` means this machine.
 
     Raises:
-        RecipeError: It is neither ``x86`` nor ``arm``.
+        RecipeError: It is none of them.
     """
     try:
         return this_machine() if text is None else Target(text)
     except ValueError as error:
         raise RecipeError(f"target {text!r}: expected one of {', '.join(Target)}") from error
+
+
+def _flags() -> frozenset[str]:
+    """Of the CPU, as Linux names them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))

@@ -6,7 +6,7 @@ import pytest
 from edgeops_converters.audit import Audit, FloatLayer, audit
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.gate import Evidence, judge
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import quantize
 from edgeops_converters.sources import open_model
 from edgeops_converters.targets import Target
 
@@ -16,7 +16,7 @@ def pair(request, network, calibration, tmp_path):
     """Float and int8 of the trained network in one format."""
     model = open_model(network, {"image": calibration["image"][:4]})
     exported = EXPORTERS[request.param].export(model, calibration, tmp_path / "float")
-    quantized = QUANTIZERS[request.param].quantize(exported, calibration, tmp_path / "int8", cpu=Target.X86)
+    quantized = quantize(exported, calibration, tmp_path / "int8", cpu=Target.X86)
     return exported, quantized
 
 
@@ -33,7 +33,7 @@ def test_a_layer_that_fell_back_to_float_is_named_with_the_reason(network, calib
 
     model = open_model(network, {"image": calibration["image"][:4]})
     exported = EXPORTERS["onnx"].export(model, calibration, tmp_path / "float.onnx")
-    quantized = QUANTIZERS["onnx"].quantize(exported, calibration, tmp_path / "int8.onnx", cpu=Target.X86)
+    quantized = quantize(exported, calibration, tmp_path / "int8.onnx", cpu=Target.X86)
     graph = onnx.load(quantized.path)
     product = next(node for node in graph.graph.node if node.op_type == "Conv")
     given = {node.output[0]: node for node in graph.graph.node}

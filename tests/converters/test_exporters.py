@@ -1,6 +1,7 @@
 """Conformance of every exporter and every quantizer: the file answers what the torch module answers."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from edgeops.errors import ExportError
+from edgeops_converters.correction import BiasCorrection
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.fidelity import sqnr_db
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import carry_out, plan_for, quantize
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sources import open_model
 from edgeops_converters.targets import Target
@@ -59,7 +61,7 @@ def test_every_exporter_and_quantizer_keeps_the_answers_of_the_module(form, case
         np.testing.assert_allclose(answered[name], array, atol=1e-5, rtol=1e-4)
         assert answered[name].dtype == array.dtype
 
-    quantized = QUANTIZERS[form].quantize(exported, rows, tmp_path / f"model.int8.{form}", cpu=Target.X86)
+    quantized = quantize(exported, rows, tmp_path / f"model.int8.{form}", cpu=Target.X86)
 
     assert (quantized.precision, quantized.batch) == ("int8", exported.batch)
     again = run_rows(quantized.open().run, rows, batch=quantized.batch)
@@ -116,7 +118,7 @@ def test_all_convolutions_of_the_int8_onnx_are_integer_on_this_kind_of_cpu(expor
     import onnxruntime as ort
 
     rows = CASES["convolution"][1]
-    quantized = QUANTIZERS["onnx"].quantize(exports["onnx"], rows, tmp_path / "int8.onnx", cpu=Target.X86)
+    quantized = quantize(exports["onnx"], rows, tmp_path / "int8.onnx", cpu=Target.X86)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -131,13 +133,13 @@ def test_activations_have_the_sign_that_the_cpu_has_kernels_for(cpu, exports, tm
     import onnx
 
     rows = CASES["convolution"][1]
-    quantized = QUANTIZERS["onnx"].quantize(exports["onnx"], rows, tmp_path / "int8.onnx", cpu=cpu)
+    quantized = quantize(exports["onnx"], rows, tmp_path / "int8.onnx", cpu=cpu)
     graph = onnx.load(quantized.path).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    quantize = [node for node in graph.node if node.op_type == "QuantizeLinear"]
-    wanted = onnx.TensorProto.UINT8 if cpu is Target.X86 else onnx.TensorProto.INT8
-    assert quantize
-    assert {types[node.input[2]] for node in quantize} == {wanted}
+    quantizing = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    wanted = onnx.TensorProto.UINT8 if not cpu.is_signed else onnx.TensorProto.INT8
+    assert quantizing
+    assert {types[node.input[2]] for node in quantizing} == {wanted}
     weights = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8 and tensor.dims]
     scales = {tensor.name: list(tensor.dims) for tensor in graph.initializer if tensor.name.endswith("_scale")}
     assert any(dims == [32] for dims in scales.values()), "one scale a channel"
@@ -147,9 +149,7 @@ def test_activations_have_the_sign_that_the_cpu_has_kernels_for(cpu, exports, tm
 @pytest.mark.parametrize("rows", [1, 40])
 def test_exporting_and_quantizing_twice_gives_the_same_bytes(form, rows, exports, network, tmp_path):
     data = {"image": np.resize(CASES["convolution"][1]["image"], (rows, 1, 16, 16))}
-    quantized = [
-        QUANTIZERS[form].quantize(exports[form], data, tmp_path / str(attempt), cpu=Target.X86) for attempt in range(2)
-    ]
+    quantized = [quantize(exports[form], data, tmp_path / str(attempt), cpu=Target.X86) for attempt in range(2)]
     assert quantized[0].path.read_bytes() == quantized[1].path.read_bytes()
     if rows > 1:
         again = EXPORTERS[form].export(open_model(network, CASES["convolution"][1]), data, tmp_path / "again")
@@ -179,15 +179,17 @@ def test_bias_correction_takes_the_shift_out_of_the_answers(form, tmp_path, monk
     exported = EXPORTERS[form].export(model, rows, tmp_path / "float")
     expected = run_rows(exported.open().run, rows, batch=exported.batch)["output"]
 
-    def shift(name):
-        quantized = QUANTIZERS[form].quantize(exported, rows, tmp_path / name, cpu=Target.X86)
+    planned, subjects = plan_for([exported], rows, target=Target.X86)
+    nearest = replace(subjects[form], grids={})  # the weights of the library, each rounded by itself
+
+    def shift(correction):
+        target = tmp_path / str(correction)
+        quantized = carry_out(planned.plan, nearest, target, cpu=Target.X86, correction=correction)
         return np.abs((run_rows(quantized.open().run, rows, batch=quantized.batch)["output"] - expected).mean(0)).max()
 
-    corrected = shift("corrected")
-    monkeypatch.setattr(
-        f"edgeops_converters.quantizers.{'onnx' if form == 'onnx' else 'litert'}.correct", lambda *_: False
-    )
-    assert corrected < 0.35 * shift("plain")
+    plain = shift(BiasCorrection.NONE)
+    assert shift(BiasCorrection.FULL) < 0.35 * plain
+    assert shift(BiasCorrection.FAST) < 0.6 * plain
 
 
 class Rescaled(torch.nn.Module):
@@ -214,6 +216,6 @@ class Rescaled(torch.nn.Module):
 def test_channels_of_very_different_size_are_brought_to_one_range(form, tmp_path):
     rows = {"x": RANDOM.random((16, 3, 12, 12), np.float32)}
     exported = EXPORTERS[form].export(open_model(models.seeded(Rescaled), rows), rows, tmp_path / "float")
-    quantized = QUANTIZERS[form].quantize(exported, rows, tmp_path / "int8", cpu=Target.X86)
+    quantized = quantize(exported, rows, tmp_path / "int8", cpu=Target.X86)
     expected, answered = (run_rows(one.open().run, rows, batch=one.batch) for one in (exported, quantized))
     assert sqnr_db(expected, answered) > 30

@@ -127,7 +127,7 @@ class LitertFile:
             return weights.transpose(3, 0, 1, 2)
         return weights.transpose(0, 3, 1, 2) if layer.geometry.strides else weights
 
-    def stored(self, layer: LitertLayer, weights: FloatArray) -> FloatArray:
+    def stored(self, layer: LitertLayer, weights: NDArray[Any]) -> NDArray[Any]:
         """The way back from :meth:`arranged`."""
         if layer.kind == self._schema.BuiltinOperator.DEPTHWISE_CONV_2D:
             return weights.transpose(1, 2, 3, 0)
@@ -178,12 +178,32 @@ class LitertFile:
         types = [np.dtype(self.details[index]["dtype"]) for index in (layer.input, layer.weights, layer.bias)]
         return types == [np.dtype(np.int8), np.dtype(np.int8), np.dtype(np.int32)]
 
+    def has_scale_a_channel(self, layer: LitertLayer) -> bool:
+        """Whether the weights have as many scales as the bias has values."""
+        scales = self.details[layer.weights]["quantization_parameters"]["scales"]
+        return len(scales) == int(np.prod(self.details[layer.bias]["shape"]))
+
     def set_bias(self, layer: LitertLayer, bias: FloatArray) -> None:
         """Round a bias to the grid of the accumulator and write it into the file."""
         scales = np.asarray(self.details[layer.bias]["quantization_parameters"]["scales"], np.float64)
         limit = np.iinfo(np.int32)
         integers = np.clip(np.rint(bias / np.where(scales > 0, scales, 1.0)), limit.min, limit.max).astype("<i4")
         self._write(layer.bias, integers)
+
+    def set_codes(self, layer: LitertLayer, codes: NDArray[np.int8], scales: FloatArray) -> None:
+        """Write integer weights, as stored, and their scales into the file; the bias gets the scale of the accumulator.
+
+        What :meth:`constant` and :meth:`decoded` give is still what the file held when it was opened.
+
+        Args:
+            layer: An integer layer.
+            codes: Shape and order of the stored weights.
+            scales: One for each output channel.
+        """
+        self._write(layer.weights, np.ascontiguousarray(codes, np.int8))
+        step = float(self.details[layer.input]["quantization_parameters"]["scales"][0])
+        for index, values in ((layer.weights, scales), (layer.bias, scales * step)):
+            self._graph.Tensors(index).Quantization().ScaleAsNumpy()[:] = values.astype("<f4")
 
     def set_float(self, index: int, values: FloatArray) -> None:
         """Write a float32 constant into the file; what :meth:`constant` gives is still what the file held when it was opened."""

@@ -1,7 +1,7 @@
-"""ONNX: QDQ by onnxruntime's quantiser, per channel, with our ranges and biases, in the types that the CPU has kernels for."""
+"""ONNX: QDQ by onnxruntime's quantiser, with our ranges, weights and biases, in the types that the CPU has kernels for."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from edgeops.errors import RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
-from edgeops_converters.calibration import CORRECTION_ROWS, SCHEMES, Means, Survey, spread
-from edgeops_converters.correction import Correctable, correct, levels_of, mean_squared_error
-from edgeops_converters.equalization import divided, divisors, multiplied
+from edgeops_converters.calibration import Means
+from edgeops_converters.correction import mean_squared_error
 from edgeops_converters.exporters.onnx import strip
 from edgeops_converters.extras import load, quiet
+from edgeops_converters.graph import Layer, Node, Parameters, Values
 from edgeops_converters.layers import FloatArray
 from edgeops_converters.quantizers.onnx_graph import (
-    IntegerLayer,
+    OnnxLayer,
     complete,
     exposing,
     initializers,
@@ -30,77 +30,180 @@ from edgeops_converters.quantizers.onnx_graph import (
     stream,
 )
 from edgeops_converters.ranges import Range
+from edgeops_converters.rounding import Grid
 from edgeops_converters.targets import Target
+
+
+class OnnxGraph:
+    """A float ``.onnx`` in memory; see :class:`edgeops_converters.graph.FloatGraph`.
+
+    Args:
+        source: The file.
+
+    Raises:
+        RecipeError: onnxruntime cannot prepare it.
+    """
+
+    def __init__(self, source: Artifact) -> None:
+        self.source = source
+        try:
+            self.model = _prepared(source.path)
+        except Exception as error:  # onnxruntime's passes raise plain exceptions of many kinds
+            raise RecipeError(f"{source.file}: onnxruntime cannot prepare it for quantisation: {error}") from error
+        self._constants = {name: np.asarray(array) for name, array in initializers(self.model.graph).items()}
+        self._held = {layer.name: layer for layer in read_layers(self.model.graph)}
+        self.ends = frozenset({*source.inputs.values(), *source.outputs.values()})
+        self.layers: Sequence[Layer] = [_layer(held) for held in self._held.values()]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """See :class:`edgeops_converters.graph.FloatGraph`."""
+        return [
+            Node(
+                name=node.name,
+                reads=tuple(name for name in node.input if name and name not in self._constants),
+                gives=tuple(name for name in node.output if name),
+            )
+            for node in self.model.graph.node
+        ]
+
+    @property
+    def pairs(self) -> list[tuple[Layer, Layer]]:
+        """See :class:`edgeops_converters.graph.FloatGraph`."""
+        return [(_layer(first), _layer(second)) for first, second in read_pairs(self.model.graph)]
+
+    def parameters(self, layer: Layer) -> Parameters:
+        """See :class:`edgeops_converters.graph.FloatGraph`."""
+        held = self._held[layer.node]
+        return Parameters(
+            held.arrange(self._constants[held.weights]), np.asarray(self._constants[held.bias], np.float64)
+        )
+
+    def change(self, changed: Mapping[str, Parameters]) -> None:
+        """See :class:`edgeops_converters.graph.FloatGraph`."""
+        values: dict[str, NDArray[np.float32]] = {}
+        for node, parameters in changed.items():
+            held = self._held[node]
+            values[held.weights] = held.arrange(parameters.weights).astype(np.float32)
+            values[held.bias] = parameters.bias.astype(np.float32)
+        self._constants |= values
+        _set_initializers(self.model.graph, values)
+
+    def stream(self, rows: Tensors, tensors: Collection[str] | None = None) -> Iterator[Values]:
+        """See :class:`edgeops_converters.graph.FloatGraph`."""
+        names = tensors if tensors is not None else [name for node in self.nodes for name in node.gives]
+        yield from stream(exposing(self.model, names), self.source, rows, is_plain=True)
+
+    def planes(self, layer: Layer, values: NDArray[Any]) -> NDArray[Any]:
+        """See :class:`edgeops_converters.graph.FloatGraph`."""
+        return values if layer.geometry.strides else values.reshape(-1, values.shape[-1])
 
 
 class OnnxQuantizer:
     """Writes a QDQ ``.onnx``; onnxruntime fuses it into integer kernels when it loads the file."""
 
-    def quantize(self, source: Artifact, calibration: Tensors, target: Path, *, cpu: Target) -> Artifact:
+    def read(self, source: Artifact) -> OnnxGraph:
         """See :class:`edgeops_converters.quantizers.Quantizer`."""
-        onnx = load("onnx")
+        return OnnxGraph(source)
+
+    def write(
+        self,
+        graph: OnnxGraph,
+        ranges: Mapping[str, Range],
+        *,
+        left_out: Collection[str],
+        target: Target,
+    ) -> "OnnxIntegers":
+        """See :class:`edgeops_converters.quantizers.Quantizer`."""
         try:
-            model = _prepared(source)
-            few = spread(calibration, CORRECTION_ROWS)
-            _equalise(model, source, few)
-            survey = _survey(model, source, calibration)
-            graphs = [_quantized(model, survey.ranges(scheme), cpu) for scheme in SCHEMES]
-            noise = [_correct_biases(graph, model, survey, source, few) for graph in graphs]
-            graph = graphs[int(np.argmin(noise))]
+            model = _quantized(graph.model, ranges, left_out, target)
         except Exception as error:  # onnxruntime's quantiser raises plain exceptions of many kinds
-            raise RecipeError(f"{source.file}: onnxruntime cannot quantise it: {error}") from error
-        strip(graph)
-        onnx.save(graph, str(target))
-        return replace(source, path=target, precision="int8", notes=())
+            raise RecipeError(f"{graph.source.file}: onnxruntime cannot quantise it: {error}") from error
+        return OnnxIntegers(model, graph)
 
 
-def _prepared(source: Artifact) -> Any:  # noqa: ANN401 - onnx has no types
-    """The float model with shapes inferred, norms folded, and a bias wherever one can be."""
+class OnnxIntegers:
+    """A QDQ model in memory; see :class:`edgeops_converters.quantizers.Integers`."""
+
+    def __init__(self, model: Any, graph: OnnxGraph) -> None:  # noqa: ANN401 - onnx has no types
+        self._model, self._graph = model, graph
+        found = read_integer_layers(model.graph)
+        self._layers = {layer.node: found[layer.node] for layer in graph.layers if layer.node in found}
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """See :class:`edgeops_converters.quantizers.Integers`."""
+        return frozenset(self._layers)
+
+    def weights(self, node: str) -> FloatArray:
+        """See :class:`edgeops_converters.quantizers.Integers`."""
+        held = self._held(node)
+        return held.arrange(self._layers[node].weights)
+
+    def set_weights(self, grids: Mapping[str, Grid]) -> None:
+        """See :class:`edgeops_converters.quantizers.Integers`."""
+        values: dict[str, NDArray[Any]] = {}
+        for node, grid in grids.items():
+            layer, held = self._layers[node], self._held(node)
+            weights, bias = layer.codes, layer.bias
+            values[weights.tensor] = (grid.codes.T if held.is_transposed else grid.codes).astype(np.int8)
+            values[weights.scale_tensor] = grid.scales.astype(np.float32)
+            values[bias.scale_tensor] = (grid.scales * float(layer.input.scale.reshape(-1)[0])).astype(np.float32)
+        _set_initializers(self._model.graph, values)
+        self._layers |= {node: one for node, one in read_integer_layers(self._model.graph).items() if node in grids}
+
+    def set_biases(self, biases: Mapping[str, FloatArray]) -> None:
+        """See :class:`edgeops_converters.quantizers.Integers`."""
+        codes = {node: self._layers[node].bias for node in biases}
+        _set_initializers(
+            self._model.graph, {codes[node].tensor: codes[node].encode(bias) for node, bias in biases.items()}
+        )
+
+    def mean_inputs(self, nodes: Sequence[str], rows: Tensors) -> dict[str, FloatArray]:
+        """See :class:`edgeops_converters.quantizers.Integers`."""
+        names, means = {self._layers[node].input.tensor for node in nodes}, Means()
+        for values in stream(prefix(self._model, names), self._graph.source, rows):
+            for name in names:
+                means.add(name, values[name])
+        codes = {node: self._layers[node].input for node in nodes}
+        return {node: code.decode(means.mean(code.tensor)) for node, code in codes.items()}
+
+    def noise(self, expected: Tensors, rows: Tensors) -> float:
+        """See :class:`edgeops_converters.quantizers.Integers`."""
+        answered: dict[str, list[NDArray[Any]]] = {wire: [] for wire in expected}
+        for values in stream(self._model, self._graph.source, rows):
+            for wire, parts in answered.items():
+                parts.append(values[wire])
+        return mean_squared_error(expected, {wire: np.concatenate(parts) for wire, parts in answered.items()})
+
+    def save(self, target: Path, *, precision: str) -> Artifact:
+        """See :class:`edgeops_converters.quantizers.Integers`."""
+        strip(self._model)
+        load("onnx").save(self._model, str(target))
+        return replace(self._graph.source, path=target, precision=precision, notes=())
+
+    def _held(self, node: str) -> OnnxLayer:
+        return self._graph._held[node]  # noqa: SLF001 - the other half of this module
+
+
+def _layer(held: OnnxLayer) -> Layer:
+    return Layer(held.label, held.name, held.geometry, held.input, held.output)
+
+
+def _prepared(path: Path) -> Any:  # noqa: ANN401 - onnx has no types
+    """The float model with shapes inferred, norms folded, and products in the form that has a bias."""
     onnx = load("onnx")
     with quiet(), tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "prepared.onnx"
+        prepared = Path(scratch) / "prepared.onnx"
         load("onnxruntime.quantization.shape_inference").quant_pre_process(
-            str(source.path), str(path), skip_symbolic_shape=True
+            str(path), str(prepared), skip_symbolic_shape=True
         )
-        model = onnx.load(str(path))
+        model = onnx.load(str(prepared))
     complete(model.graph)
     return model
 
 
-def _equalise(model: Any, source: Artifact, rows: Tensors) -> None:  # noqa: ANN401 - onnx has no types
-    """Bring the channels between layers to one range."""
-    pairs = read_pairs(model.graph)
-    peaks: dict[str, FloatArray] = {}
-    for values in stream(exposing(model, {second.input for _, second in pairs}), source, rows, is_plain=True):
-        for _, second in pairs:
-            seen = (
-                np.abs(np.moveaxis(values[second.input], 1, 0)).reshape(values[second.input].shape[1], -1).max(axis=1)
-            )
-            peaks[second.input] = np.maximum(peaks.get(second.input, 0.0), seen.astype(np.float64))
-    constants = {name: array.astype(np.float64) for name, array in initializers(model.graph).items()}
-    changed: dict[str, FloatArray] = {}
-    for first, second in pairs:
-        ahead, behind = first.arrange(constants[first.weights]), second.arrange(constants[second.weights])
-        factors = divisors(peaks[second.input], behind, second.geometry.groups)
-        constants[first.weights] = first.arrange(divided(ahead, factors))
-        constants[second.weights] = second.arrange(multiplied(behind, factors, second.geometry.groups))
-        constants[first.bias] = divided(constants[first.bias], factors)
-        changed |= {name: constants[name] for name in (first.weights, first.bias, second.weights)}
-    for tensor in model.graph.initializer:
-        if tensor.name in changed:
-            tensor.CopyFrom(load("onnx").numpy_helper.from_array(changed[tensor.name].astype(np.float32), tensor.name))
-
-
-def _survey(model: Any, source: Artifact, rows: Tensors) -> Survey:  # noqa: ANN401 - onnx has no types
-    """What flows through the float model."""
-    survey = Survey(ends={*source.inputs.values(), *source.outputs.values()})
-    names = [name for node in model.graph.node for name in node.output if name]
-    for values in stream(exposing(model, names), source, rows, is_plain=True):
-        survey.add(values)
-    return survey
-
-
-def _quantized(model: Any, ranges: Mapping[str, Range], cpu: Target) -> Any:  # noqa: ANN401 - onnx has no types
+def _quantized(model: Any, ranges: Mapping[str, Range], left_out: Collection[str], target: Target) -> Any:  # noqa: ANN401 - onnx has no types
     """The QDQ model."""
     onnx, quantization = load("onnx"), load("onnxruntime.quantization")
     calibrate, registry = load("onnxruntime.quantization.calibrate"), load("onnxruntime.quantization.registry")
@@ -118,10 +221,10 @@ def _quantized(model: Any, ranges: Mapping[str, Range], cpu: Target) -> Any:  # 
             per_channel=True,
             reduce_range=False,
             weight_qType=quantization.QuantType.QInt8,
-            activation_qType=quantization.QuantType.QUInt8 if cpu is Target.X86 else quantization.QuantType.QInt8,
+            activation_qType=quantization.QuantType.QInt8 if target.is_signed else quantization.QuantType.QUInt8,
             tensors_range=calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data),
             nodes_to_quantize=[],
-            nodes_to_exclude=[],
+            nodes_to_exclude=sorted(left_out),
             op_types_to_quantize=sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry}),
             extra_options={},
         )
@@ -130,76 +233,10 @@ def _quantized(model: Any, ranges: Mapping[str, Range], cpu: Target) -> Any:  # 
     return quantizer.model.model
 
 
-def _correct_biases(
-    quantized: Any,  # noqa: ANN401 - onnx has no types
-    model: Any,  # noqa: ANN401 - onnx is imported on use
-    survey: Survey,
-    source: Artifact,
-    rows: Tensors,
-) -> float:
-    """Set the integer biases so that every layer answers on average what it answers in float; gives the noise that is left."""
-    integers = read_integer_layers(quantized.graph)
-    layers = [layer for layer in read_layers(model.graph) if layer.name in integers]
-    constants, means = initializers(model.graph), Means()
-    answers: dict[str, list[NDArray[Any]]] = {wire: [] for wire in source.outputs.values()}
-    inputs = {layer.input for layer in layers}
-    for values in stream(exposing(model, inputs), source, rows, is_plain=True):
-        for name in inputs:
-            means.add(name, values[name])
-        for wire, parts in answers.items():
-            parts.append(values[wire])
-    correctable = {
-        layer.name: Correctable(
-            geometry=layer.geometry,
-            weights=layer.arrange(constants[layer.weights]),
-            rounded=layer.arrange(integers[layer.name].weights),
-            bias=np.asarray(constants[layer.bias], np.float64),
-            mean_input=means.mean(layer.input),
-            span=survey.span(layer.output),
-        )
-        for layer in layers
-    }
-    expected = {wire: np.concatenate(parts) for wire, parts in answers.items()}
-    probe = _Probe(quantized, {name: integers[name] for name in correctable}, expected, source, rows)
-    reads, gives = ({node.name: list(getattr(node, end)) for node in model.graph.node} for end in ("input", "output"))
-    probe.set_biases({name: layer.bias for name, layer in correctable.items()})
-    return correct(correctable, levels_of(reads, gives, set(correctable)), probe)
-
-
-class _Probe:
-    """The QDQ model with its integer layer inputs exposed; see :class:`edgeops_converters.correction.Probe`."""
-
-    def __init__(
-        self,
-        model: Any,  # noqa: ANN401 - onnx is imported on use - onnx has no types
-        layers: Mapping[str, IntegerLayer],
-        answers: Tensors,
-        source: Artifact,
-        rows: Tensors,
-    ) -> None:
-        self._model, self._layers, self._answers, self._source, self._rows = model, layers, answers, source, rows
-
-    def set_biases(self, biases: Mapping[str, FloatArray]) -> None:
-        """Round biases to the grid of the integer accumulators and write them into the model."""
-        to_tensor = load("onnx").numpy_helper.from_array
-        wanted = {self._layers[name].bias.tensor: self._layers[name].bias.encode(bias) for name, bias in biases.items()}
-        for tensor in self._model.graph.initializer:
-            if tensor.name in wanted:
-                tensor.CopyFrom(to_tensor(wanted[tensor.name], tensor.name))
-
-    def mean_inputs(self, layers: Sequence[str]) -> dict[str, FloatArray]:
-        """Run the rows through onnxruntime's fused kernels, as far as these layers."""
-        names, means = {self._layers[layer].input.tensor for layer in layers}, Means()
-        for values in stream(prefix(self._model, names), self._source, self._rows):
-            for name in names:
-                means.add(name, values[name])
-        codes = {layer: self._layers[layer].input for layer in layers}
-        return {layer: code.decode(means.mean(code.tensor)) for layer, code in codes.items()}
-
-    def noise(self) -> float:
-        """Run the whole model."""
-        answered: dict[str, list[NDArray[Any]]] = {wire: [] for wire in self._answers}
-        for values in stream(self._model, self._source, self._rows):
-            for wire, parts in answered.items():
-                parts.append(values[wire])
-        return mean_squared_error(self._answers, {wire: np.concatenate(parts) for wire, parts in answered.items()})
+def _set_initializers(graph: Any, values: Mapping[str, NDArray[Any]]) -> None:  # noqa: ANN401 - onnx has no types
+    """Give constants other values."""
+    to_tensor = load("onnx").numpy_helper.from_array
+    for tensor in graph.initializer:
+        if tensor.name in values:
+            held = values[tensor.name]
+            tensor.CopyFrom(to_tensor(np.ascontiguousarray(held.reshape(tuple(tensor.dims))), tensor.name))

@@ -1,5 +1,6 @@
 """Reading and running ONNX graphs for quantisation: layers, what flows between them, and the integers of a QDQ file."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ class OnnxLayer:
 
     Attributes:
         name: Of its node.
+        label: In the user's model: the path of its weights, where the file still has it.
         geometry: Where it looks.
         input: Tensor that it reads; likewise ``output``.
         weights: Name of its weight tensor; likewise ``bias``.
@@ -28,6 +30,7 @@ class OnnxLayer:
     """
 
     name: str
+    label: str
     geometry: Geometry
     input: str
     output: str
@@ -47,22 +50,27 @@ def initializers(graph: Any) -> dict[str, NDArray[Any]]:  # noqa: ANN401 - onnx 
 
 
 def read_layers(graph: Any) -> list[OnnxLayer]:  # noqa: ANN401 - onnx has no types
-    """Convolutions and matrix products with a bias of their own, in the order of the graph."""
-    found = []
+    """Convolutions and matrix products with constant weights and a bias that are theirs alone, in the order of the graph."""
+    found: list[OnnxLayer] = []
+    constants = {tensor.name for tensor in graph.initializer}
+    readers = Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
         attributes = {one.name: load("onnx").helper.get_attribute_value(one) for one in node.attribute}
-        has_bias = len(node.input) == 3 and bool(node.input[2])  # noqa: PLR2004 - data, weights, bias
-        if node.op_type == "Conv" and has_bias and attributes.get("auto_pad", b"NOTSET") == b"NOTSET":
-            found.append(_layer(node, _geometry(attributes)))
-        elif node.op_type == "Gemm" and has_bias and _is_plain(attributes):
-            found.append(_layer(node, Geometry(), is_transposed=not attributes.get("transB", 0)))
+        held = list(node.input[1:])
+        if len(held) != 2 or any(name not in constants or readers[name] > 1 for name in held):  # noqa: PLR2004 - weights, bias
+            continue
+        taken = {layer.label for layer in found}
+        if node.op_type == "Conv" and attributes.get("auto_pad", b"NOTSET") == b"NOTSET":
+            found.append(_layer(node, _geometry(attributes), taken))
+        elif node.op_type == "Gemm" and _is_plain(attributes):
+            found.append(_layer(node, Geometry(), taken, is_transposed=not attributes.get("transB", 0)))
     return found
 
 
 def read_pairs(graph: Any) -> list[tuple[OnnxLayer, OnnxLayer]]:  # noqa: ANN401 - onnx has no types
     """Layers with nothing but a rectifier between them, of which the second alone reads the first."""
     layers = {layer.name: layer for layer in read_layers(graph)}
-    constants, ends = initializers(graph), {value.name for value in graph.output}
+    ends = {value.name for value in graph.output}
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
@@ -76,14 +84,12 @@ def read_pairs(graph: Any) -> list[tuple[OnnxLayer, OnnxLayer]]:  # noqa: ANN401
         second = layers.get(after[0].name) if len(after) == 1 else None
         if second is None or second.input != passed[-1] or ends & set(passed):
             continue
-        held = [first.weights, first.bias, second.weights]
-        if all(name in constants and len(readers[name]) == 1 for name in held):
-            found.append((first, second))
+        found.append((first, second))
     return found
 
 
 def complete(graph: Any) -> None:  # noqa: ANN401 - onnx has no types
-    """Give every node a name and every convolution a bias, so that there is one to correct."""
+    """Give every node a name, every convolution a bias, and matrix products with constants the form that has one."""
     onnx = load("onnx")
     weights, taken = initializers(graph), {node.name for node in graph.node}
     for index, node in enumerate(graph.node):
@@ -96,6 +102,70 @@ def complete(graph: Any) -> None:  # noqa: ANN401 - onnx has no types
                 onnx.numpy_helper.from_array(np.zeros(len(weights[node.input[1]]), np.float32), bias)
             )
             node.input.append(bias)
+    _products_to_gemm(graph, weights)
+
+
+def _products_to_gemm(graph: Any, constants: Mapping[str, NDArray[Any]]) -> None:  # noqa: ANN401 - onnx has no types
+    """MatMul with a constant, and the addition behind it, as Gemm: that has a 32-bit bias, where an addition has eight bits."""
+    onnx = load("onnx")
+    shapes = {
+        value.name: [one.dim_value if one.HasField("dim_value") else None for one in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input)
+    }
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    ends, dropped, made = {value.name for value in graph.output}, set[str](), dict[str, list[Any]]()
+    for node in graph.node:
+        shape = shapes.get(node.input[0]) if node.op_type == "MatMul" else None
+        held = constants.get(node.input[1]) if shape else None
+        if shape is None or held is None or held.ndim != 2 or len(shape) < 2 or None in shape[1:]:  # noqa: PLR2004 - a matrix
+            continue
+        added, bias = _addition(node.output[0], readers, constants, ends, len(held[0]))
+        output = added.output[0] if added is not None else node.output[0]
+        if bias is None:
+            bias = f"{node.name}_bias"
+            graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(len(held[0]), np.float32), bias))
+        if added is not None:
+            dropped.add(added.name)
+        made[node.name] = _gemm(node, bias, output, [*shape[:-1], *held.shape], graph=graph)
+    nodes = [one for node in graph.node if node.name not in dropped for one in made.get(node.name, [node])]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _addition(
+    tensor: str, readers: Mapping[str, list[Any]], constants: Mapping[str, NDArray[Any]], ends: set[str], channels: int
+) -> tuple[Any, str | None]:
+    """The node that alone reads a product and adds a constant vector, and the name of that vector."""
+    behind = readers.get(tensor, [])
+    if len(behind) != 1 or behind[0].op_type != "Add" or tensor in ends:
+        return None, None
+    other = next((name for name in behind[0].input if name != tensor), "")
+    if other not in constants or constants[other].shape != (channels,):
+        return None, None
+    return behind[0], other
+
+
+def _gemm(node: Any, bias: str, output: str, shape: list[int | None], *, graph: Any) -> list[Any]:  # noqa: ANN401 - onnx has no types
+    """A product of shape ``(*rows, in, out)`` as Gemm, which takes matrices only."""
+    onnx = load("onnx")
+    make = onnx.helper.make_node
+    *rows, inputs, outputs = shape
+    if len(rows) == 1:
+        return [make("Gemm", [node.input[0], node.input[1], bias], [output], name=node.name)]
+    flat, product = f"{node.name}_rows", f"{node.name}_product"
+    shapes = {f"{flat}_shape": [-1, inputs], f"{product}_shape": [-1, *rows[1:], outputs]}
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(value, np.int64), name) for name, value in shapes.items()
+    )
+    return [
+        make("Reshape", [node.input[0], f"{flat}_shape"], [flat], name=f"{node.name}_flatten"),
+        make("Gemm", [flat, node.input[1], bias], [product], name=node.name),
+        make("Reshape", [product, f"{product}_shape"], [output], name=f"{node.name}_restore"),
+    ]
 
 
 def exposing(model: Any, names: Iterable[str]) -> Any:  # noqa: ANN401 - onnx has no types
@@ -177,12 +247,14 @@ class Codes:
 
     Attributes:
         tensor: Name of the integers.
+        scale_tensor: Name of the scale.
         scale: A number, or one for each channel.
         zero: Likewise.
         axis: Of the channels.
     """
 
     tensor: str
+    scale_tensor: str
     scale: FloatArray
     zero: FloatArray
     axis: int
@@ -213,11 +285,13 @@ class IntegerLayer:
 
     Attributes:
         input: The integers that it reads; likewise ``bias``.
-        weights: What its integer weights stand for, as stored.
+        codes: Of its weights.
+        weights: What they stand for, as stored.
     """
 
     input: Codes
     bias: Codes
+    codes: Codes
     weights: FloatArray
 
 
@@ -236,7 +310,7 @@ def read_integer_layers(graph: Any) -> dict[str, IntegerLayer]:  # noqa: ANN401 
             continue
         data, weights, bias = (part for part in parts if part is not None)
         if weights.tensor in constants and bias.tensor in constants and data.tensor not in constants:
-            found[node.name] = IntegerLayer(data, bias, weights.decode(constants[weights.tensor]))
+            found[node.name] = IntegerLayer(data, bias, weights, weights.decode(constants[weights.tensor]))
     return found
 
 
@@ -245,12 +319,13 @@ def _codes(node: Any, constants: Mapping[str, NDArray[Any]]) -> Codes:  # noqa: 
     scale = np.asarray(constants[node.input[1]], np.float64)
     has_zero = len(node.input) > 2 and bool(node.input[2])  # noqa: PLR2004 - data, scale, zero point
     zero = np.asarray(constants[node.input[2]], np.float64) if has_zero else np.zeros_like(scale)
-    return Codes(node.input[0], scale, zero, int(attributes.get("axis", 1)))
+    return Codes(node.input[0], node.input[1], scale, zero, int(attributes.get("axis", 1)))
 
 
-def _layer(node: Any, geometry: Geometry, *, is_transposed: bool = False) -> OnnxLayer:  # noqa: ANN401 - onnx has no types
+def _layer(node: Any, geometry: Geometry, taken: set[str], *, is_transposed: bool = False) -> OnnxLayer:  # noqa: ANN401 - onnx has no types
     return OnnxLayer(
         name=node.name,
+        label=next(label for label in _candidates(_label(node)) if label not in taken),
         geometry=geometry,
         input=node.input[0],
         output=node.output[0],
@@ -258,6 +333,15 @@ def _layer(node: Any, geometry: Geometry, *, is_transposed: bool = False) -> Onn
         bias=node.input[2],
         is_transposed=is_transposed,
     )
+
+
+def _label(node: Any) -> str:  # noqa: ANN401 - onnx has no types
+    """The module that weights or bias belong to; where both have lost their names, the node."""
+    for name, kind in zip(node.input[1:], ("weight", "bias"), strict=True):
+        path, dot, what = str(name).removeprefix("module.").rpartition(".")
+        if dot and what == kind:
+            return path
+    return str(node.name)
 
 
 def _geometry(attributes: Mapping[str, Any]) -> Geometry:
