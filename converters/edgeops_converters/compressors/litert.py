@@ -18,6 +18,9 @@ from edgeops_converters.quantizers.litert import renamed
 from edgeops_converters.quantizers.litert_graph import LitertFile, stream
 from edgeops_converters.ranges import Range
 
+Extremes = dict[str, dict[str, Any]]
+"""Tensor → ``min`` and ``max``, as ai-edge-quantizer takes them."""
+
 _ALL = ".*"
 _HALF_BITS = 16
 
@@ -33,7 +36,7 @@ def float16(source: Artifact, target: Path) -> Artifact:
         RecipeError: ai-edge-quantizer cannot read the model.
     """
 
-    def ask(recipe: Any) -> None:  # noqa: ANN401 - ai-edge-quantizer has no types
+    def ask(recipe: Any, _file: LitertFile) -> None:  # noqa: ANN401 - ai-edge-quantizer has no types
         typing, names = load("ai_edge_quantizer.qtyping"), load("ai_edge_quantizer.algorithm_manager").AlgorithmName
         recipe.add_weight_only_config(
             _ALL,
@@ -48,7 +51,7 @@ def float16(source: Artifact, target: Path) -> Artifact:
 
 def int8_weights(source: Artifact, target: Path) -> Artifact:
     """Store weights in 8 bits with a scale for each channel, and compute in float32; otherwise as :func:`float16`."""
-    return _written(source, target, "int8-weights", _small_weights)
+    return _written(source, target, "int8-weights", lambda recipe, _file: _small_weights(recipe))
 
 
 def dynamic(source: Artifact, target: Path) -> Artifact:
@@ -64,8 +67,12 @@ def dynamic(source: Artifact, target: Path) -> Artifact:
     Raises:
         RecipeError: ai-edge-quantizer cannot read the model, or nothing in it would run in integers.
     """
-    _check_products(source, "dynamic", "take int8, which runs convolutions in integers, or int8-weights")
-    return _written(source, target, "dynamic", lambda recipe: _products(recipe, bits=8))
+
+    def ask(recipe: Any, file: LitertFile) -> None:  # noqa: ANN401 - ai-edge-quantizer has no types
+        _check_products(file, instead="int8, which runs convolutions in integers, or int8-weights")
+        _products(recipe, bits=8)
+
+    return _written(source, target, "dynamic", ask)
 
 
 def int4_weights(source: Artifact, target: Path) -> Artifact:
@@ -81,8 +88,12 @@ def int4_weights(source: Artifact, target: Path) -> Artifact:
     Raises:
         RecipeError: ai-edge-quantizer cannot read the model, or it has no matrix product.
     """
-    _check_products(source, "int4-weights", "take int8-weights")
-    return _written(source, target, "int4-weights", lambda recipe: _products(recipe, bits=4))
+
+    def ask(recipe: Any, file: LitertFile) -> None:  # noqa: ANN401 - ai-edge-quantizer has no types
+        _check_products(file, instead="int8-weights")
+        _products(recipe, bits=4)
+
+    return _written(source, target, "int4-weights", ask)
 
 
 def int16(source: Artifact, rows: Tensors, target: Path) -> Artifact:
@@ -98,7 +109,7 @@ def int16(source: Artifact, rows: Tensors, target: Path) -> Artifact:
     Raises:
         RecipeError: ai-edge-quantizer cannot quantise the model.
     """
-    return int16_within(source, _seen(source, rows), target)
+    return _int16(source, lambda file: _seen(file, source, rows), target)
 
 
 def int16_within(source: Artifact, ranges: dict[str, Range], target: Path) -> Artifact:
@@ -112,40 +123,42 @@ def int16_within(source: Artifact, ranges: dict[str, Range], target: Path) -> Ar
     Raises:
         RecipeError: ai-edge-quantizer cannot quantise the model.
     """
+    return _int16(source, lambda _file: ranges, target)
 
-    def ask(recipe: Any) -> None:  # noqa: ANN401 - ai-edge-quantizer has no types
+
+def _int16(source: Artifact, find: Callable[[LitertFile], dict[str, Range]], target: Path) -> Artifact:
+    def ask(recipe: Any, file: LitertFile) -> Extremes:  # noqa: ANN401 - ai-edge-quantizer has no types
         names = load("ai_edge_quantizer.qtyping").TFLOperationName
         recipe.add_static_config(_ALL, names.ALL_SUPPORTED, activation_num_bits=16, weight_num_bits=8)
         for end in (names.INPUT, names.OUTPUT):
             # Its default moves the interface to integers, and then the variants of one bundle would differ.
             recipe.add_quantization_config(_ALL, end, algorithm_key="no_quantize")
+        ranks = {one["name"]: len(one["shape"]) for one in file.details.values()}
+        return {name: _symmetric(found, ranks[name]) for name, found in find(file).items() if name in ranks}
 
-    ranks = {one["name"]: len(one["shape"]) for one in LitertFile(source.path.read_bytes()).details.values()}
-    peaks = {name: max(-found.low, found.high) for name, found in ranges.items() if name in ranks}
-    extremes = {
-        name: {"min": np.full((1,) * ranks[name], -peak, np.float32), "max": np.full((1,) * ranks[name], peak, np.float32)}
-        for name, peak in peaks.items()
-    }  # fmt: skip
-    return _written(source, target, "int16", ask, extremes)
+    return _written(source, target, "int16", ask)
+
+
+def _symmetric(found: Range, rank: int) -> dict[str, Any]:
+    peak = max(-found.low, found.high)
+    return {end: np.full((1,) * rank, value, np.float32) for end, value in (("min", -peak), ("max", peak))}
 
 
 def _written(
-    source: Artifact,
-    target: Path,
-    precision: str,
-    ask: Callable[[Any], None],
-    extremes: dict[str, dict[str, Any]] | None = None,
+    source: Artifact, target: Path, precision: str, ask: Callable[[Any, LitertFile], Extremes | None]
 ) -> Artifact:
     """What ai-edge-quantizer makes of the wishes that ``ask`` puts into a recipe."""
     quantizer, manager = load("ai_edge_quantizer.quantizer"), load("ai_edge_quantizer.recipe_manager")
     try:
         with quiet():
             recipe = manager.RecipeManager()
-            ask(recipe)
+            extremes = ask(recipe, LitertFile(source.path.read_bytes()))
             stock = quantizer.Quantizer(str(source.path))
             stock.load_quantization_recipe(recipe.get_quantization_recipe())
             result = stock.quantize(calibration_result=extremes, enable_progress_report=False)
         target.write_bytes(bytes(result.quantized_model))
+    except RecipeError as error:
+        raise RecipeError(f"{source.file}: {precision}: {error}") from error
     except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
         raise RecipeError(f"{source.file}: ai-edge-quantizer cannot compress it to {precision}: {error}") from error
     inputs, outputs = renamed(source.path, target)
@@ -168,17 +181,13 @@ def _products(recipe: Any, *, bits: int) -> None:  # noqa: ANN401 - ai-edge-quan
     recipe.add_dynamic_config(_ALL, load("ai_edge_quantizer.qtyping").TFLOperationName.FULLY_CONNECTED, bits)
 
 
-def _check_products(source: Artifact, precision: str, instead: str) -> None:
-    kinds = {kind for kind, _, _ in LitertFile(source.path.read_bytes()).products}
-    if "FULLY_CONNECTED" not in kinds:
-        raise RecipeError(
-            f"{source.file}: {precision}: there is no matrix product with constant weights, so nothing would change; {instead}"
-        )
+def _check_products(file: LitertFile, *, instead: str) -> None:
+    if "FULLY_CONNECTED" not in {kind for kind, _, _ in file.products}:
+        raise RecipeError(f"there is no matrix product with constant weights; take {instead}")
 
 
-def _seen(source: Artifact, rows: Tensors) -> dict[str, Range]:
+def _seen(file: LitertFile, source: Artifact, rows: Tensors) -> dict[str, Range]:
     """Tensor → least and greatest value in the float model."""
-    file = LitertFile(source.path.read_bytes())
     feeds = {file.indices[wire]: rows[name] for name, wire in source.inputs.items()}
     wanted = [*feeds, *(index for _, _, outputs in file.operators for index in outputs)]
     wanted = [index for index in wanted if np.dtype(file.details[index]["dtype"]).kind == "f"]

@@ -115,7 +115,7 @@ def _dynamic(model: Any) -> Any:  # noqa: ANN401 - onnx has no types
     model = _quantized(model, ["MatMul", "Gemm"], types.QUInt8, is_reduced=False)
     if not any(node.op_type in _INTEGER_PRODUCTS for node in model.graph.node):
         raise RecipeError(
-            "there is no matrix product or LSTM with constant weights, so nothing would run in integers; "
+            "there is no matrix product or LSTM with constant weights; "
             "take int8, which runs convolutions in integers, or int8-weights, which makes the file small"
         )
     return _store(model, _rounded, weights)
