@@ -50,7 +50,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--version", required=True, help="Version of the model: major.minor.patch.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
 @click.option("--formats", default="onnx,tflite", show_default=True, callback=_split, help="What to write.")
-@click.option("--precisions", default="float,int8", show_default=True, callback=_split, help="What to write.")
+@click.option(
+    "--precisions",
+    default="float,int8",
+    show_default=True,
+    callback=_split,
+    help="What to write: float, int8, float16, int8-weights, int4-weights, dynamic, int16.",
+)
 @click.option(
     "--max-drop", default=0.5, show_default=True, metavar="POINTS", help="Largest loss of accuracy, percentage points."
 )

@@ -3,6 +3,7 @@
 Weights that are only *stored* small are decoded once by XNNPACK when it loads the file, so that the speed is float's.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,10 +134,20 @@ def _int16(source: Artifact, find: Callable[[LitertFile], dict[str, Range]], tar
         for end in (names.INPUT, names.OUTPUT):
             # Its default moves the interface to integers, and then the variants of one bundle would differ.
             recipe.add_quantization_config(_ALL, end, algorithm_key="no_quantize")
+        for name in _readers_of_outputs(file):
+            # A tensor that is both an output and another layer's input gets two types, and the file does not load; so the layer
+            # that reads it stays float.
+            recipe.add_quantization_config(re.escape(name), names.ALL_SUPPORTED, algorithm_key="no_quantize")
         ranks = {one["name"]: len(one["shape"]) for one in file.details.values()}
         return {name: _symmetric(found, ranks[name]) for name, found in find(file).items() if name in ranks}
 
     return _written(source, target, "int16", ask)
+
+
+def _readers_of_outputs(file: LitertFile) -> list[str]:
+    """Names of what the layers give that read an output of the model."""
+    readers = [given for _, inputs, given in file.operators if {*file.outputs} & {*inputs}]
+    return [file.details[index]["name"] for given in readers for index in given]
 
 
 def _symmetric(found: Range, rank: int) -> dict[str, Any]:

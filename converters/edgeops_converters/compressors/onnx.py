@@ -93,6 +93,7 @@ def _written(source: Artifact, target: Path, precision: str, compress: Callable[
     except Exception as error:  # onnxruntime's quantiser raises plain exceptions of many kinds
         raise RecipeError(f"{source.file}: onnxruntime cannot compress it to {precision}: {error}") from error
     strip(model)
+    del model.graph.value_info[:]  # shapes that the engine infers again
     onnx.save(model, str(target))
     return replace(source, path=target, precision=precision, notes=())
 
