@@ -296,6 +296,7 @@ def test_a_precision_that_no_wanted_format_has_is_refused(onnx_source, settings,
     refused(onnx_source, settings, RecipeError, said, precisions=("float", "int16"), formats=formats)
 
 
+@pytest.mark.slow  # exports both formats
 def test_a_precision_that_one_format_lacks_is_made_for_the_other_and_said(network, settings):
     done = convert(network, **{**settings, "precisions": ("int16", "float16"), "formats": ("onnx", "tflite")})
     engines = {variant.name: variant.engines for variant in done.bundle.manifest.variants}

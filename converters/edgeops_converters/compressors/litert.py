@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeops.errors import RecipeError
+from edgeops.errors import MissingExtraError, RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.extras import load, quiet
@@ -167,11 +167,13 @@ def _written(
             stock = quantizer.Quantizer(str(source.path))
             stock.load_quantization_recipe(recipe.get_quantization_recipe())
             result = stock.quantize(calibration_result=extremes, enable_progress_report=False)
-        target.write_bytes(bytes(result.quantized_model))
+    except (MissingExtraError, OSError):
+        raise
     except RecipeError as error:
         raise RecipeError(f"{source.file}: {precision}: {error}") from error
     except Exception as error:  # ai-edge-quantizer raises plain exceptions of many kinds
         raise RecipeError(f"{source.file}: ai-edge-quantizer cannot compress it to {precision}: {error}") from error
+    target.write_bytes(bytes(result.quantized_model))
     inputs, outputs = renamed(source.path, target)
     return replace(
         source,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeops.errors import RecipeError
+from edgeops.errors import MissingExtraError, RecipeError
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.exporters.onnx import strip
 from edgeops_converters.extras import load, quiet
@@ -88,6 +88,8 @@ def _written(source: Artifact, target: Path, precision: str, compress: Callable[
     onnx = load("onnx")
     try:
         model = compress(_folded(source))
+    except (MissingExtraError, OSError):
+        raise
     except RecipeError as error:
         raise RecipeError(f"{source.file}: {precision}: {error}") from error
     except Exception as error:  # onnxruntime's quantiser raises plain exceptions of many kinds
