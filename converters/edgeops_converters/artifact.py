@@ -20,7 +20,7 @@ class Artifact:
     Attributes:
         path: The file.
         format: ``onnx`` or ``tflite``.
-        precision: ``float32`` or ``int8``.
+        precision: ``float32``, or what it is compressed to, as people ask for it: ``int8``, ``float16``, ….
         batch: The number of rows it takes at once; ``None`` when any.
         inputs: Manifest name → the file's tensor name; likewise ``outputs``.
         notes: What a person should know, for example why the batch is fixed.
@@ -36,7 +36,7 @@ class Artifact:
 
     @property
     def label(self) -> str:
-        """The precision as people ask for it: ``float`` or ``int8``."""
+        """The precision as people ask for it: ``float``, ``int8``, …."""
         return "float" if self.precision == "float32" else self.precision
 
     @property

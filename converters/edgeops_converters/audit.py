@@ -16,9 +16,13 @@ from edgeops_converters.artifact import Artifact
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.quantizers.litert_graph import LitertFile
 
+_RECURRENT = {
+    "LSTM": "onnxruntime runs an LSTM in integers only with precision dynamic",
+    "GRU": "onnxruntime has no integer form of a GRU",
+}
 _INTEGER = {
     "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm",
-    "QAttention",
+    "QAttention", "DynamicQuantizeLSTM",
 }  # fmt: skip
 _FLOAT = {
     "Conv",
@@ -30,6 +34,7 @@ _FLOAT = {
     "Gemm",
     "FusedGemm",
     "Attention",
+    *_RECURRENT,
 }
 
 
@@ -105,6 +110,8 @@ def _audit_onnx(path: Path) -> Audit:
 
 def _reason(node: Any, nodes: Iterable[Any]) -> str:  # noqa: ANN401 - onnx has no types
     """What keeps a node of the optimised graph in float."""
+    if node.op_type in _RECURRENT:
+        return _RECURRENT[node.op_type]
     given_by = {name: one.op_type for one in nodes for name in one.output}
     readers = sorted({one.op_type for one in nodes if set(node.output) & set(one.input)})
     if given_by.get(node.input[0]) != "DequantizeLinear":
@@ -119,7 +126,9 @@ def _audit_litert(path: Path) -> Audit:
     integer, left = 0, []
     for kind, inputs, outputs in file.products:
         types = [str(file.details[index]["dtype"].__name__) for index in (inputs[0], inputs[1], outputs[0])]
-        if all(found.startswith(("int8", "int16")) for found in types):
+        # Rows in float with weights in integers: the kernel finds the range of the rows, and multiplies in integers.
+        is_dynamic = types[0] == types[2] == "float32" and types[1] == "int8"
+        if is_dynamic or all(found.startswith(("int8", "int16")) for found in types):
             integer += 1
             continue
         ends = ("its input", "its weights", "its output")

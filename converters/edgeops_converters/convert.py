@@ -3,6 +3,7 @@
 Each step is a module of its own; this one puts them in order and hands values on. Nothing is written before the gate has passed.
 """
 
+import itertools
 import os
 import tempfile
 import time
@@ -22,6 +23,7 @@ from edgeops.signing import SigningKey
 from edgeops.topics import check_name
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.baseline import make_reference
+from edgeops_converters.compressors import COMPRESSIONS, is_made
 from edgeops_converters.exam import Exam, check_labels, class_output
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.lineage import git_revision, tool_versions
@@ -83,7 +85,7 @@ def convert(
         version: As above.
         output: The bundle directory to make.
         formats: Of ``onnx``, ``tflite``.
-        precisions: Of ``float``, ``int8``.
+        precisions: Of ``float``, ``int8``, ``float16``, ``dynamic``, ``int8-weights``, ``int4-weights``, ``int16``.
         max_drop: Largest accepted loss of accuracy against the source, in percentage points.
         target: ``x86`` or ``arm``; this machine when ``None``.
         labels: Class names by index.
@@ -101,7 +103,8 @@ def convert(
     Raises:
         RecipeError: Settings or data cannot work.
         ExportError: The source does not export; the message says what to change.
-        GateError: A compressed variant is slower than float, not faithful or not integer enough, and ``force`` was not given.
+        GateError: A compressed variant is slower than float (or, when it is made for its size, larger), not faithful or not
+            integer enough, and ``force`` was not given.
         ConflictError: ``output`` exists.
         ManifestError: Name or version is not valid.
         TransientError: The disk is full, or the directory cannot be written.
@@ -171,7 +174,7 @@ def convert(
                 tools=tool_versions(),
             ),
             license=license,
-            notes=(*notes, *golden.notes),
+            notes=(*notes, *golden.notes, *(f"{one.artifact.name}: {said}" for one in kept for said in one.remarks)),
             seconds=dict(steps.seconds),
         )
         with steps.step("write the bundle"):
@@ -224,16 +227,20 @@ def _example(rows: Tensors) -> Tensors:
 
 
 def _possible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
-    """An ONNX source gives ONNX only; say so. And say what is not measured for another CPU."""
+    """An ONNX source gives ONNX only; say so. And say what is not measured for another CPU, and what a format does not have."""
+    notes: tuple[str, ...] = ()
+    if model.onnx is not None and "tflite" in recipe.formats:
+        said = f"{model.label} is ONNX already, which gives ONNX only; for TFLite give the torch model"
+        if recipe.formats == ("tflite",):
+            raise ExportError(said)
+        recipe, notes = replace(recipe, formats=("onnx",)), (said,)
     here = this_machine()
-    away = f"made for {recipe.target}: the latency of onnx-int8 here, on {here}, says nothing, and is not gated"
-    notes = (away,) if recipe.target is not here and {"onnx", "int8"} <= {*recipe.formats, *recipe.precisions} else ()
-    if model.onnx is None or "tflite" not in recipe.formats:
-        return recipe, notes
-    said = f"{model.label} is ONNX already, which gives ONNX only; for TFLite give the torch model"
-    if recipe.formats == ("tflite",):
-        raise ExportError(said)
-    return replace(recipe, formats=("onnx",)), (said, *notes)
+    timed = [f"onnx-{one}" for one in recipe.precisions if one != "float" and is_made("onnx", one)]
+    if recipe.target is not here and "onnx" in recipe.formats and timed:
+        away = f"the latency of {', '.join(timed)} here, on {here}, says nothing, and is not gated"
+        notes += (f"made for {recipe.target}: {away}",)
+    missing = [f"{form}-{one}" for one in recipe.precisions for form in recipe.formats if not is_made(form, one)]
+    return recipe, (*notes, *(f"{one} is not made: no engine for that format has it" for one in missing))
 
 
 def _exam(held_out: Samples, model: Model, recipe: Recipe) -> Exam:
@@ -252,20 +259,24 @@ def _exam(held_out: Samples, model: Model, recipe: Recipe) -> Exam:
 
 
 def _artifacts(model: Model, calibration: Tensors, recipe: Recipe, scratch: Path, *, steps: Steps) -> list[Artifact]:
-    """Float and int8 files of every format; float is made even where it is not wanted, to measure against."""
+    """Files of every format and precision, float first; float is made even where it is not wanted, to measure against."""
     exported = []
     for form in recipe.formats:
         with steps.step(f"export {form}"):
             exported.append(EXPORTERS[form].export(model, _example(calibration), scratch / f"model.float.{form}"))
-    if "int8" not in recipe.precisions:
-        return exported
-    with steps.step("plan int8"):
-        planned, subjects = plan_for(exported, calibration, target=recipe.target)
-    made = []
-    for one in exported:
-        with steps.step(f"quantise {one.format}"):
-            target = scratch / f"model.int8.{one.format}"
-            made += [one, carry_out(planned.plan, subjects[one.format], target, cpu=recipe.target)]
+    made = [*exported]
+    if "int8" in recipe.precisions:
+        with steps.step("plan int8"):
+            planned, subjects = plan_for(exported, calibration, target=recipe.target)
+        for one in exported:
+            with steps.step(f"quantise {one.format}"):
+                target = scratch / f"model.int8.{one.format}"
+                made.append(carry_out(planned.plan, subjects[one.format], target, cpu=recipe.target))
+    for one, precision in itertools.product(exported, recipe.precisions):
+        if (one.format, precision) in COMPRESSIONS:
+            with steps.step(f"compress {one.format} to {precision}"):
+                target = scratch / f"model.{precision}.{one.format}"
+                made.append(COMPRESSIONS[one.format, precision].compress(one, calibration, target))
     return made
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NOISY = (
-    "torch", "torchao", "onnxscript", "onnx_ir", "jax", "absl", "litert_torch", "ai_edge_quantizer", "transformers"
+    "torch", "torchao", "onnxruntime", "onnxscript", "onnx_ir", "jax", "absl", "litert_torch", "ai_edge_quantizer", "transformers"
 )  # fmt: skip
 _STDERR = 2
 
@@ -54,6 +54,8 @@ def quiet() -> Iterator[None]:
 def _without_log_lines() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _NOISY]
     before = [noisy.level for noisy in loggers]
+    root = logging.getLogger()
+    handlers, root_level = list(root.handlers), root.level
     for noisy in loggers:
         noisy.setLevel(logging.CRITICAL)
     try:
@@ -61,6 +63,9 @@ def _without_log_lines() -> Iterator[None]:
     finally:
         for noisy, level in zip(loggers, before, strict=True):
             noisy.setLevel(level)
+        # Some libraries configure logging for the whole program when they are imported; that is the program's to decide.
+        root.handlers[:] = handlers
+        root.setLevel(root_level)
 
 
 @contextlib.contextmanager

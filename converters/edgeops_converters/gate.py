@@ -1,6 +1,7 @@
-"""Whether a compressed variant may ship: it must be faster than float in its format, and faithful. Pure."""
+"""Whether a compressed variant may ship: it must be faithful, and what it is made for: fast, or small. Pure."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import msgspec
 
@@ -11,6 +12,16 @@ SLOWER = 1.05
 
 LEAST_SQNR_DB = 15.0
 """Where outputs are no classes, this is asked of their signal-to-noise ratio."""
+
+
+class Purpose(StrEnum):
+    """What a compressed variant is made for, which is what the gate asks of it."""
+
+    SPEED = "speed"
+    """It must not be slower than float in its format."""
+    SIZE = "size"
+    """Its file must be smaller than float's. Who asks for small weights has a link or a disk to save; that it is slower than
+    float is told, and puts it behind float in the bundle, so that a device that has float prefers float."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +52,9 @@ class Evidence:
             outputs are no classes.
         sqnr_db: Of the raw outputs; ``None`` when they are the same.
         is_finite: Whether all outputs are finite.
-        audit: What the engine runs in integers; ``None`` when this machine cannot tell.
+        audit: What the engine runs in integers; ``None`` when this machine cannot tell, and for what is made for its size.
+        purpose: What it is made for.
+        size_ratio: Size of its file over that of the float variant of the same format.
     """
 
     latency_ms: float | None
@@ -51,6 +64,8 @@ class Evidence:
     sqnr_db: float | None
     is_finite: bool = True
     audit: Audit | None = None
+    purpose: Purpose = Purpose.SPEED
+    size_ratio: float = 0.0
 
 
 def is_slower(latency_ms: float, float_latency_ms: float) -> bool:
@@ -70,8 +85,11 @@ def judge(evidence: Evidence, *, max_drop: float, min_int8: float = 0.0) -> Verd
     if not evidence.is_finite:
         reasons.append("it answers NaN or Inf where the source does not")
     latency_ms, float_ms = evidence.latency_ms, evidence.float_latency_ms
-    if latency_ms is not None and is_slower(latency_ms, float_ms):
+    is_for_speed = evidence.purpose is Purpose.SPEED
+    if is_for_speed and latency_ms is not None and is_slower(latency_ms, float_ms):
         reasons.append(f"it takes {latency_ms:.3f} ms where float in the same format takes {float_ms:.3f} ms")
+    if not is_for_speed and evidence.size_ratio >= 1:
+        reasons.append(f"its file has {evidence.size_ratio:.2f} of the size of float, and it is made to be smaller")
     if evidence.audit is not None and evidence.audit.percent < min_int8:
         reasons.append(f"{evidence.audit.text}, where {min_int8:g} % are asked")
     measure, reason = _faithfulness(evidence, max_drop)

@@ -1,10 +1,12 @@
 """Golden vectors: a few rows, the answers that each variant must give, and how far another CPU may differ.
 
-The tolerance comes from two measurements. The same file answers through other kernels (onnxruntime without its graph
-optimisation, LiteRT without XNNPACK): :data:`KERNEL_MARGIN` times the largest difference is allowed. And an int8 answer lies on
-a grid: :data:`INT8_STEPS` steps of a 255th of the outputs' range are allowed, since a sum that rounds the other way in one
-layer moves the answer by a few steps. The larger of both, carried through ``postprocess``, is the tolerance. A model with
-wrong weights is off by a good part of the range; :func:`has_power` checks that rows are told apart.
+The tolerance comes from two measurements. The same file answers through other kernels (onnxruntime one row at a time and without
+its graph optimisation, LiteRT without XNNPACK): :data:`KERNEL_MARGIN` times the largest difference is allowed. And where layers
+round to 8 bits (:data:`EIGHT_BIT`), :data:`INT8_STEPS` steps of a 255th of the outputs' range are allowed, since a value that
+rounds the other way in one layer moves the answer by a few steps. Weights that are only stored small are decoded to the same
+numbers on every CPU, and 16 bits have steps as fine as what float kernels differ by. The larger of both, carried through
+``postprocess``, is the tolerance. A model with wrong weights is off by a good part of the range; :func:`has_power` checks that
+rows are told apart.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,6 +24,9 @@ from edgeops_converters.fidelity import ClassArray
 ROWS = 8
 KERNEL_MARGIN = 3.0
 INT8_STEPS = 4.0
+EIGHT_BIT = frozenset({"int8", "dynamic", "int4-weights"})
+"""Precisions whose activations are rounded to 8 bits: beforehand, or at each call."""
+
 _FLOAT_STEPS = 0.02  # of the same 255th: float kernels differ in the last bits only
 _SMALLEST = 1e-5
 _DRAWS = 16
@@ -44,10 +49,10 @@ def tolerance(raw: Tensors, other_kernels: Tensors, *, precision: str, postproce
     Args:
         raw: What the engine gave, rows of every output.
         other_kernels: The same rows of the same file through other kernels.
-        precision: ``int8`` or ``float32``.
+        precision: ``float32``, ``int8``, ….
         postprocess: Carries a difference of raw outputs to one of the caller's outputs.
     """
-    steps = INT8_STEPS if precision == "int8" else _FLOAT_STEPS
+    steps = INT8_STEPS if precision in EIGHT_BIT else _FLOAT_STEPS
     allowed = {}
     for name, array in raw.items():
         values = array.astype(np.float64)

@@ -8,8 +8,9 @@ from edgeops.errors import GateError, RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.audit import Audit, audit
+from edgeops_converters.compressors import purpose_of
 from edgeops_converters.exam import Answers, Exam
-from edgeops_converters.gate import Evidence, Verdict, is_slower, judge
+from edgeops_converters.gate import Evidence, Purpose, Verdict, is_slower, judge
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.steps import Steps
 from edgeops_converters.targets import this_machine
@@ -27,7 +28,8 @@ class Measurement:
     Attributes:
         latency_ms: Median of one call with one row (or with the batch that the file fixes), one thread.
         float_latency_ms: The same of float in the same format.
-        audit: What its engine runs in integers here; ``None`` for float and for what is made for another CPU.
+        audit: What its engine runs in integers here; ``None`` for float, for what is made for its size, and for what is made for
+            another CPU.
     """
 
     artifact: Artifact
@@ -36,6 +38,26 @@ class Measurement:
     float_latency_ms: float
     verdict: Verdict
     audit: Audit | None = None
+
+    @property
+    def rank(self) -> int:
+        """Where it stands among the variants: before float, float, or behind it."""
+        if self.artifact.precision == "float32":
+            return 1
+        return 2 if self._is_small_and_slow else 0
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know of what was measured."""
+        if not self._is_small_and_slow:
+            return ()
+        said = f"it takes {self.latency_ms:.3f} ms where float takes {self.float_latency_ms:.3f} ms"
+        return (f"{said}; it is made for its size, and stands behind float",)
+
+    @property
+    def _is_small_and_slow(self) -> bool:
+        is_slow = is_slower(self.latency_ms, self.float_latency_ms)
+        return purpose_of(self.artifact) is Purpose.SIZE and is_slow
 
 
 def measure(
@@ -58,13 +80,14 @@ def measure(
         with steps.step(f"evaluate {artifact.name}"):
             answers[artifact.name] = exam.ask(artifact.open(threads=_THREADS).run, batch=artifact.batch)
     with steps.step("kernel audit"):
-        audits = {one.name: audit(one) for one in artifacts if one.precision != "float32" and _is_for_here(one, recipe)}
+        audits = {one.name: audit(one) for one in artifacts if _is_audited(one) and _is_for_here(one, recipe)}
     with steps.step("latency"):
         latency = _latency(artifacts, exam.inputs, budget_s=_TIMING_BUDGET_S)
         if any(is_slower(latency[a.name], latency[_float_name(a)]) for a in artifacts):
             # A neighbour may have been busy just then; what is slower in the better of two runs is slower.
             again = _latency(artifacts, exam.inputs, budget_s=2 * _TIMING_BUDGET_S)
             latency = {name: min(value, again[name]) for name, value in latency.items()}
+    sizes = {artifact.name: artifact.size_bytes for artifact in artifacts}
     return [
         Measurement(
             artifact,
@@ -77,6 +100,7 @@ def measure(
                 exam,
                 original,
                 latency=latency,
+                float_size_bytes=sizes[_float_name(artifact)],
                 recipe=recipe,
                 audited=audits.get(artifact.name),
             ),
@@ -87,7 +111,7 @@ def measure(
 
 
 def admitted(measured: Sequence[Measurement], recipe: Recipe) -> list[Measurement]:
-    """The variants that ship, in order of preference: int8 before float, each by latency.
+    """The variants that ship, in order of preference: what is fast, float, what is small and slower; each by latency.
 
     Raises:
         GateError: One that is wanted does not pass, and ``force`` was not given.
@@ -100,7 +124,7 @@ def admitted(measured: Sequence[Measurement], recipe: Recipe) -> list[Measuremen
             f"{figures}. Nothing was written. Give more or better calibration data, leave the variant out "
             "(--formats, --precisions), accept more (--max-drop), or take it as it is (--force)"
         )
-    return sorted(wanted, key=lambda one: (one.artifact.precision == "float32", one.latency_ms))
+    return sorted(wanted, key=lambda one: (one.rank, one.latency_ms))
 
 
 def _verdict(
@@ -110,6 +134,7 @@ def _verdict(
     original: Answers,
     *,
     latency: Mapping[str, float],
+    float_size_bytes: int,
     recipe: Recipe,
     audited: Audit | None,
 ) -> Verdict:
@@ -124,8 +149,15 @@ def _verdict(
         sqnr_db=exam.sqnr_db(original, answers),
         is_finite=answers.is_finite,
         audit=audited,
+        purpose=purpose_of(artifact),
+        size_ratio=artifact.size_bytes / float_size_bytes,
     )
     return judge(evidence, max_drop=recipe.max_drop, min_int8=recipe.min_int8)
+
+
+def _is_audited(artifact: Artifact) -> bool:
+    """Whether it ought to run in integers; what is made for its size need not."""
+    return artifact.precision != "float32" and purpose_of(artifact) is Purpose.SPEED
 
 
 def _is_for_here(artifact: Artifact, recipe: Recipe) -> bool:

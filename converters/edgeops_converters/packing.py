@@ -16,7 +16,7 @@ from edgeops.signals import Reference, encode_reference
 from edgeops.signing import SigningKey
 from edgeops.tensors import PROTOCOL_NAMES, TensorSpec
 from edgeops_converters import golden
-from edgeops_converters.artifact import ENGINES
+from edgeops_converters.compressors import engines_of
 from edgeops_converters.exam import Answers, Exam
 from edgeops_converters.measurement import Measurement
 from edgeops_converters.page import render_page
@@ -52,7 +52,9 @@ def make_golden(target: Path, kept: Sequence[Measurement], exam: Exam) -> Golden
         name = one.artifact.name
         raw = _first_rows(one.answers.raw)
         try:
-            other = run_rows(one.artifact.open(is_plain=True).run, _first_rows(exam.inputs), batch=one.artifact.batch)
+            # One row at a time: where ranges are found at each call, an answer depends on the rows beside it.
+            batch = one.artifact.batch or 1
+            other = run_rows(one.artifact.open(is_plain=True).run, _first_rows(exam.inputs), batch=batch)
         except EngineError:
             other = raw
             notes.append(f"{name}: has no second set of kernels here; the tolerance is of quantisation steps only")
@@ -81,7 +83,7 @@ def describe(one: Measurement, exam: Exam, original: Answers, *, tolerance: floa
         sqnr_db=exam.sqnr_db(original, answers),
         tolerance=tolerance,
         gate=msgspec.structs.replace(one.verdict, forced=not one.verdict.passed),
-        notes=artifact.notes,
+        notes=(*artifact.notes, *one.remarks),
         audit=one.audit,
     )
 
@@ -174,7 +176,7 @@ def _variant(one: Measurement, report: VariantReport) -> Variant:
         name=artifact.name,
         file=artifact.file,
         format=artifact.format,
-        engines=dict(ENGINES[artifact.format]),
+        engines=engines_of(artifact),
         precision=artifact.precision,
         batch=artifact.batch,
         inputs=dict(artifact.inputs),

@@ -106,7 +106,8 @@ def _strata(reference: Reference) -> list[tuple[str, int, str]]:
 
 
 def _kind(variant: VariantReport) -> str:
-    return f"{variant.format} {variant.precision}"
+    # The page has two shades for each format: float, and whatever is compressed.
+    return f"{variant.format} {'float32' if variant.precision == 'float32' else 'compressed'}"
 
 
 def _percent(share: float) -> str:

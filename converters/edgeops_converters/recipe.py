@@ -7,10 +7,9 @@ import msgspec
 
 from edgeops.errors import RecipeError
 from edgeops.manifest import Operator
+from edgeops_converters.compressors import PRECISIONS, is_made
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.targets import Target
-
-PRECISIONS = ("float", "int8")
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Recipe:
 
     Attributes:
         formats: Of ``onnx``, ``tflite``.
-        precisions: Of ``float``, ``int8``.
+        precisions: Of :data:`edgeops_converters.compressors.PRECISIONS`.
         max_drop: Largest accepted loss against the source, in percentage points.
         target: The CPUs that it is made for.
         preprocess: From the caller's inputs to the model's; ``postprocess`` likewise for outputs.
@@ -43,6 +42,12 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_choice("formats", self.formats, tuple(EXPORTERS))
         _check_choice("precisions", self.precisions, PRECISIONS)
+        for precision in self.precisions:
+            if not any(is_made(form, precision) for form in self.formats):
+                said = " and ".join(self.formats)
+                raise RecipeError(
+                    f"precisions: {precision} is not made for {said}; leave it out, or add a format that has it"
+                )
         if not 0 <= self.max_drop <= 100:  # noqa: PLR2004 - percentage points
             raise RecipeError(f"max_drop: expected 0 to 100 percentage points, got {self.max_drop}")
         if not 0 <= self.min_int8 <= 100:  # noqa: PLR2004 - per cent

@@ -96,6 +96,41 @@ class Wrapped(nn.Module):
         return self.head(self.inner(self.stem(x)))
 
 
+class Linear(nn.Module):
+    """Nearly all of it matrix products; 1.3 MB."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(128, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Recurrent(nn.Module):
+    """A recurrent cell and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(16, 64, batch_first=True)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+class Convolutions(nn.Module):
+    """No matrix product at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3)
+        self.second = nn.Conv2d(16, 16, 3)
+
+    def forward(self, image):
+        return self.second(self.first(image).relu())
+
+
 def seeded(make):
     """The model with weights from a fixed seed, in eval mode."""
     torch.manual_seed(0)

@@ -271,3 +271,38 @@ def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(onnx_source, 
     with pytest.raises(TransientError, match=r"file/bundle: cannot be made"):
         convert(onnx_source, **{**settings, "output": tmp_path / "file" / "bundle"})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_every_precision_that_onnx_has_is_made_measured_and_declared(onnx_source, settings):
+    compressed = {"float16", "dynamic", "int8-weights", "int4-weights"}
+    done = convert(onnx_source, **settings, precisions=("float", *compressed))
+    manifest = done.bundle.manifest
+    assert {variant.precision for variant in manifest.variants} == {"float32", *compressed}
+    vectors = np.load(done.bundle.file(manifest.golden))
+    for variant in manifest.variants:
+        report = done.report.variant(variant.name)
+        assert variant.engines == {"onnxruntime": "1.18"}
+        assert (report.audit is not None) == (variant.precision == "dynamic")
+        answered = open_session(done.bundle, variant).run({"image": vectors["input/image"]})
+        assert np.abs(answered["output"] - vectors[f"output/{variant.name}/output"]).max() <= variant.tolerance
+    assert "model.int4-weights.onnx" in manifest.files
+
+
+@pytest.mark.parametrize(
+    ("formats", "said"), [(("onnx",), "int16 is not made for onnx"), (("onnx", "tflite"), "int16")]
+)
+def test_a_precision_that_no_wanted_format_has_is_refused(onnx_source, settings, formats, said):
+    # An ONNX source gives ONNX only.
+    refused(onnx_source, settings, RecipeError, said, precisions=("float", "int16"), formats=formats)
+
+
+@pytest.mark.slow  # exports both formats
+def test_a_precision_that_one_format_lacks_is_made_for_the_other_and_said(network, settings):
+    done = convert(network, **{**settings, "precisions": ("int16", "float16"), "formats": ("onnx", "tflite")})
+    engines = {variant.name: variant.engines for variant in done.bundle.manifest.variants}
+    assert engines == {
+        "onnx-float16": {"onnxruntime": "1.18"},
+        "tflite-float16": {"litert": "1.4", "tflite": "2.14"},
+        "tflite-int16": {"litert": "1.3"},
+    }
+    assert "onnx-int16 is not made: no engine for that format has it" in done.report.notes

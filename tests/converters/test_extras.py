@@ -44,3 +44,13 @@ def test_errors_pass_and_standard_error_comes_back(capfd):
         raise ValueError("real")
     os.write(2, b"still here\n")
     assert capfd.readouterr().err == "still here\n"
+
+
+def test_a_library_that_configures_logging_for_the_whole_program_is_undone():
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    with quiet():
+        root.addHandler(logging.StreamHandler())
+        root.setLevel(logging.INFO + 1)
+    assert root.handlers == handlers
+    assert root.level == level

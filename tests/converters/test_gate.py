@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgeops_converters.gate import Evidence, judge
+from edgeops_converters.gate import Evidence, Purpose, judge
 
 
 def evidence(**changes):
@@ -66,3 +66,12 @@ def test_answers_that_are_not_finite_are_refused():
 
 def test_every_reason_is_given():
     assert len(judge(evidence(latency_ms=9.0, drop_points=9.0, is_finite=False), max_drop=0.5).reasons) == 3
+
+
+def test_what_is_made_for_its_size_may_be_slower_but_must_be_smaller_and_faithful():
+    small = {"purpose": Purpose.SIZE, "latency_ms": 9.0, "size_ratio": 0.5}
+    assert judge(evidence(**small), max_drop=0.5).passed
+    assert not judge(evidence(**small, drop_points=0.75), max_drop=0.5).passed
+    verdict = judge(evidence(**{**small, "size_ratio": 1.02}), max_drop=0.5)
+    assert not verdict.passed
+    assert "1.02 of the size of float" in verdict.reasons[0]

@@ -85,3 +85,15 @@ def test_a_broken_model_does_not_pass(conversion):
             given = processing.apply(manifest.postprocess, raw)["output"]
             assert np.abs(given - expected).max() > variant.tolerance, (variant.name, what)
         assert np.abs(expected[:, ::-1] - expected).max() > variant.tolerance
+
+
+@pytest.mark.parametrize("precision", ["dynamic", "int4-weights"])
+def test_what_rounds_to_eight_bits_at_each_call_is_allowed_their_steps(precision):
+    raw = {"y": np.linspace(0, 255, 512, dtype=np.float32).reshape(-1, 2)}
+    assert tolerance(raw, raw, precision=precision, postprocess=()) == pytest.approx(golden.INT8_STEPS)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8-weights", "int16"])
+def test_what_is_only_stored_small_is_held_as_close_as_float(precision):
+    raw = {"y": np.linspace(0, 255, 512, dtype=np.float32).reshape(-1, 2)}
+    assert tolerance(raw, raw, precision=precision, postprocess=()) < 0.1

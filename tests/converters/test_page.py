@@ -54,7 +54,7 @@ def test_the_page_of_a_regression_has_no_accuracy(conversion):
 @pytest.mark.parametrize(
     "picture",
     [
-        bars([Row("a & b", 0, "nothing", "onnx int8"), Row("c", 0, "0", "onnx int8")]),
+        bars([Row("a & b", 0, "nothing", "onnx compressed"), Row("c", 0, "0", "onnx compressed")]),
         bars([]),
         intervals([Row("a", 90, "90 %", "source", low=90, high=90)], unit=" %"),
         histogram((5,), ()),
@@ -67,3 +67,12 @@ def test_every_chart_is_well_formed_even_with_little_in_it(picture):
     ET.fromstring(picture)
     assert "nan" not in picture
     assert "inf" not in picture
+
+
+def test_every_precision_has_a_colour_of_the_page(conversion, reference):
+    dynamic = msgspec.structs.replace(conversion.report.variants[0], precision="dynamic")
+    page = render_page(msgspec.structs.replace(conversion.report, variants=(dynamic,)), reference)
+    kinds = set(re.findall(r'<rect class="((?:onnx|tflite) [^"]+)"', page))
+    assert kinds
+    for kind in kinds:
+        assert f"svg .{kind.replace(' ', '.')} {{ fill:" in page

@@ -37,6 +37,7 @@ def _digest(_context: click.Context, parameter: click.Parameter, value: str | No
     return value
 
 
+_NAME_WIDTH = 14
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -50,7 +51,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--version", required=True, help="Version of the model: major.minor.patch.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
 @click.option("--formats", default="onnx,tflite", show_default=True, callback=_split, help="What to write.")
-@click.option("--precisions", default="float,int8", show_default=True, callback=_split, help="What to write.")
+@click.option(
+    "--precisions",
+    default="float,int8",
+    show_default=True,
+    callback=_split,
+    help="What to write: float, int8, float16, int8-weights, int4-weights, dynamic, int16.",
+)
 @click.option(
     "--max-drop", default=0.5, show_default=True, metavar="POINTS", help="Largest loss of accuracy, percentage points."
 )
@@ -188,12 +195,13 @@ def _finish_last(display: Any) -> None:  # noqa: ANN401 - rich.progress.Progress
 def _show(conversion: Conversion, *, is_signed: bool) -> None:
     report = conversion.report
     click.echo(f"{report.name} {report.version} from {report.source.label}: {report.evaluation_rows} held-out rows")
+    width = max(_NAME_WIDTH, *(len(variant.name) + 1 for variant in report.variants))
     click.echo(
-        f"{'variant':<14}{'size':>11}{'latency':>12}{'':>8}{'accuracy (95 %)':>27}{'drop':>9}{'agree':>9}{'SQNR':>10}"
+        f"{'variant':<{width}}{'size':>11}{'latency':>12}{'':>8}{'accuracy (95 %)':>27}{'drop':>9}{'agree':>9}{'SQNR':>10}"
     )
-    click.echo(f"{'source':<14}{'':>31}{_interval(report.source.accuracy):>27}")
+    click.echo(f"{'source':<{width}}{'':>31}{_interval(report.source.accuracy):>27}")
     for variant in report.variants:
-        click.echo(_row(variant))
+        click.echo(_row(variant, width))
     for note in report.notes:
         click.echo(f"note: {note}")
     for variant in report.variants:
@@ -206,13 +214,13 @@ def _show(conversion: Conversion, *, is_signed: bool) -> None:
     click.echo(f"{conversion.bundle.file('report.html')}")
 
 
-def _row(variant: VariantReport) -> str:
+def _row(variant: VariantReport, width: int) -> str:
     speedup = f"{variant.speedup:.2f}×" if variant.speedup is not None else ""
     drop = f"{variant.drop.points:+.2f}" if variant.drop is not None else "-"
     agreement = f"{variant.agreement:.2%}" if variant.agreement is not None else "-"
     noise = f"{variant.sqnr_db:.1f} dB" if variant.sqnr_db is not None else "exact"
     return (
-        f"{variant.name:<14}{variant.size_bytes / 1000:>8.1f} kB{variant.latency_ms:>9.3f} ms{speedup:>8}"
+        f"{variant.name:<{width}}{variant.size_bytes / 1000:>8.1f} kB{variant.latency_ms:>9.3f} ms{speedup:>8}"
         f"{_interval(variant.accuracy):>27}{drop:>9}{agreement:>9}{noise:>10}"
     )
 

@@ -1,0 +1,51 @@
+"""Where a variant stands in the bundle, and what is said of it."""
+
+import numpy as np
+import pytest
+
+from edgeops_converters.artifact import Artifact
+from edgeops_converters.exam import Answers
+from edgeops_converters.gate import Verdict
+from edgeops_converters.measurement import Measurement, admitted
+from edgeops_converters.recipe import Recipe
+from edgeops_converters.targets import Target
+
+
+def measured(precision, latency_ms, *, form="onnx", passed=True):
+    answers = Answers({"y": np.zeros((1, 2), np.float32)}, {}, None)
+    return Measurement(
+        Artifact(None, form, precision, None, {}, {}),
+        answers,
+        latency_ms=latency_ms,
+        float_latency_ms=2.0,
+        verdict=Verdict(passed=passed),
+    )
+
+
+def test_a_device_that_has_float_does_not_get_what_is_small_and_slower():
+    known = [
+        measured("int4-weights", 5.0),
+        measured("float32", 2.0),
+        measured("float16", 2.02),
+        measured("dynamic", 1.5),
+        measured("int8", 1.0),
+    ]
+    recipe = Recipe(
+        formats=("onnx",),
+        precisions=("float", "int8", "float16", "dynamic", "int4-weights"),
+        max_drop=0.5,
+        target=Target.X86,
+    )
+    order = [one.artifact.precision for one in admitted(known, recipe)]
+    assert order == ["int8", "dynamic", "float16", "float32", "int4-weights"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "latency_ms", "is_told"),
+    [("int4-weights", 5.0, True), ("int4-weights", 2.02, False), ("dynamic", 5.0, False), ("float32", 2.0, False)],
+)
+def test_what_is_made_for_its_size_says_when_it_is_slower(precision, latency_ms, is_told):
+    remarks = measured(precision, latency_ms).remarks
+    assert bool(remarks) is is_told
+    if is_told:
+        assert "5.000 ms where float takes 2.000 ms" in remarks[0]
