@@ -12,7 +12,12 @@ from edgeops.errors import EdgeOpsError, MissingExtraError
 
 # command → (module, attribute, extra that brings what it imports, one line of help)
 COMMANDS = {
-    "convert": ("edgeops_converters.cli.convert", "convert_command", "convert", "Compress a model and write a signed bundle."),
+    "convert": (
+        "edgeops_converters.cli.convert",
+        "convert_command",
+        "convert",
+        "Compress a model and write a signed bundle.",
+    ),
     "inspect": ("edgeops.inspection", "inspect_command", "", "Show what a bundle is, and verify it."),
     "keys": ("edgeops.inspection", "keys_group", "", "Make and show signing keys."),
     "serve": ("edgeops_runtime.cli", "serve_command", "device", "Serve one bundle over local HTTP."),

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edgeops import processing
 from edgeops.bundle import Bundle
 from edgeops.errors import ConflictError, ExportError, RecipeError, TransientError
@@ -20,6 +22,7 @@ from edgeops.manifest import Lineage, Operator, parse_version
 from edgeops.processing import Tensors
 from edgeops.signing import SigningKey
 from edgeops.topics import check_name
+from edgeops_converters.advice import advise
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.baseline import make_reference
 from edgeops_converters.exam import Exam, check_labels, class_output
@@ -174,6 +177,7 @@ def convert(
             notes=(*notes, *golden.notes),
             seconds=dict(steps.seconds),
         )
+        report = msgspec.structs.replace(report, advice=advise(report))
         with steps.step("write the bundle"):
             bundle = pack(
                 Path(output),

@@ -1,0 +1,130 @@
+"""What to do next, as far as it follows from the figures of a report. Pure."""
+
+import math
+from collections.abc import Iterator
+
+from edgeops_converters.layer_noise import LayerReport
+from edgeops_converters.report import Report, VariantReport
+
+_FEW_ROWS = 100  # of calibration data
+_FAITHFUL = 0.98  # agreement from which more calibration rows hardly help
+_QUIET_DB = 30.0  # signal to noise from which no layer is worth an effort
+_LOUD_DB = 3.0  # a layer that doubles the noise that it got
+_SMALL_SPEEDUP = 1.1
+_WORST_LAYERS = 2
+_NARROW_POINTS = 0.05  # what a drop must stay below the limit for a number of rows to be named
+
+
+def advise(report: Report) -> tuple[str, ...]:
+    """A few sentences, most urgent first; never none."""
+    said = [
+        line
+        for rule in (_forced, _uncertain, _lossy, _loud_layers, _float_layers, _slow, _overhead, _unlabelled)
+        for line in rule(report)
+    ]
+    if not said:
+        said = [
+            f"Nothing in these figures asks for more work: ship {report.variants[0].name}, in waves (edgeops fleet)."
+        ]
+    return tuple(said)
+
+
+def _compressed(report: Report) -> list[VariantReport]:
+    return [variant for variant in report.variants if variant.precision != "float32"]
+
+
+def _forced(report: Report) -> Iterator[str]:
+    for variant in _compressed(report):
+        if variant.gate.forced:
+            yield f"Do not ship {variant.name} before somebody has agreed to this: {'; '.join(variant.gate.reasons)}."
+
+
+def _uncertain(report: Report) -> Iterator[str]:
+    """More rows where the interval of a drop reaches beyond the limit, although the drop itself does not."""
+    for variant in _compressed(report):
+        drop = variant.drop
+        if drop is None or not drop.points <= report.max_drop < drop.high:
+            continue
+        room = report.max_drop - drop.points
+        rows = ""
+        if room >= _NARROW_POINTS:
+            # The width of the interval falls with the square root of the number of rows.
+            needed = report.evaluation_rows * ((drop.high - drop.points) / room) ** 2
+            magnitude = 10 ** (len(str(math.ceil(needed))) - 1)
+            rows = f"; about {magnitude * math.ceil(needed / magnitude):,} would do if the drop stays what it is"
+        yield (
+            f"Give more held-out rows than {report.evaluation_rows:,}: the drop of {variant.name} may be as large as "
+            f"{drop.high:.2f} points, and {report.max_drop:g} are accepted{rows}."
+        )
+
+
+def _lossy(report: Report) -> Iterator[str]:
+    """More calibration rows, or training, where a variant is not like float."""
+    for variant in _compressed(report):
+        is_unlike = variant.agreement is not None and variant.agreement < _FAITHFUL
+        if is_unlike and report.calibration_rows < _FEW_ROWS:
+            yield (
+                f"Give more calibration rows than {report.calibration_rows}, some hundreds that look like the field: "
+                f"{variant.name} agrees with the source on {variant.agreement:.1%}."
+            )
+        elif variant.drop is not None and variant.drop.low > report.max_drop:
+            yield (
+                f"Train with quantisation in the loop, or keep the noisiest layers of {variant.name} in a higher precision: its "
+                f"drop is beyond {report.max_drop:g} points even at the lower end of its interval ({variant.drop.low:.2f})."
+            )
+
+
+def _loud_layers(report: Report) -> Iterator[str]:
+    """The layers that add most noise, where there is noise that matters."""
+    for variant in _compressed(report):
+        if variant.sqnr_db is None or variant.sqnr_db >= _QUIET_DB:
+            continue
+        worst = loudest(variant.layers)
+        if worst:
+            named = " and ".join(
+                f"{layer.name} ({layer.kind}, {layer.loss_db:.1f} dB below its input)" for layer in worst
+            )
+            yield f"Try a higher precision for what adds most noise to {variant.name}: {named}."
+
+
+def loudest(layers: tuple[LayerReport, ...], most: int = _WORST_LAYERS) -> list[LayerReport]:
+    """The layers that add most noise to what they got, if they at least double it."""
+    loud = [layer for layer in layers if layer.loss_db is not None and layer.loss_db >= _LOUD_DB]
+    return sorted(loud, key=lambda layer: layer.loss_db or 0.0, reverse=True)[:most]
+
+
+def _float_layers(report: Report) -> Iterator[str]:
+    for variant in _compressed(report):
+        if variant.audit is not None and variant.audit.in_float:
+            left = len(variant.audit.in_float)
+            yield (
+                f"Run edgeops doctor on the source: it says what to change so that the {left} of {variant.audit.total} "
+                f"convolutions and matrix products of {variant.name} that are left in float get integers."
+            )
+
+
+def _slow(report: Report) -> Iterator[str]:
+    for variant in _compressed(report):
+        if variant.speedup is not None and not variant.gate.forced and variant.speedup < _SMALL_SPEEDUP:
+            yield (
+                f"Measure {variant.name} on the device: here it is {variant.speedup:.2f}× as fast as float, which is within what "
+                "another CPU changes."
+            )
+
+
+def _overhead(report: Report) -> Iterator[str]:
+    """Only of the preferred variant: what a format costs is nearly the same for all."""
+    best = report.variants[0]
+    if best.sizes is not None and 2 * best.sizes.rest > best.size_bytes:
+        yield (
+            f"Do not look for a smaller {best.name} in its weights: {best.sizes.rest / best.size_bytes:.0%} of its "
+            f"{best.size_bytes / 1000:.1f} kB are graph, names and scales."
+        )
+
+
+def _unlabelled(report: Report) -> Iterator[str]:
+    if report.source.accuracy is None and report.variants[0].agreement is not None:
+        yield (
+            "Give labels with the held-out rows (key 'labels') if there are any: what is known without them is the likeness to "
+            "the source, not the accuracy."
+        )
