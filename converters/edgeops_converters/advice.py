@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from edgeops_converters.layer_noise import LayerReport
 from edgeops_converters.report import Report, VariantReport
+from edgeops_converters.wording import short_name
 
 _FEW_ROWS = 100  # of calibration data
 _FAITHFUL = 0.98  # agreement from which more calibration rows hardly help
@@ -41,21 +42,23 @@ def _forced(report: Report) -> Iterator[str]:
 
 def _uncertain(report: Report) -> Iterator[str]:
     """More rows where the interval of a drop reaches beyond the limit, although the drop itself does not."""
-    for variant in _compressed(report):
-        drop = variant.drop
-        if drop is None or not drop.points <= report.max_drop < drop.high:
-            continue
-        room = report.max_drop - drop.points
-        rows = ""
-        if room >= _NARROW_POINTS:
-            # The width of the interval falls with the square root of the number of rows.
-            needed = report.evaluation_rows * ((drop.high - drop.points) / room) ** 2
-            magnitude = 10 ** (len(str(math.ceil(needed))) - 1)
-            rows = f"; about {magnitude * math.ceil(needed / magnitude):,} would do if the drop stays what it is"
-        yield (
-            f"Give more held-out rows than {report.evaluation_rows:,}: the drop of {variant.name} may be as large as "
-            f"{drop.high:.2f} points, and {report.max_drop:g} are accepted{rows}."
-        )
+    drops = {one.name: one.drop for one in _compressed(report) if one.drop is not None}
+    reaching = {name: drop for name, drop in drops.items() if drop.points <= report.max_drop < drop.high}
+    if not reaching:
+        return
+    name = max(reaching, key=lambda one: reaching[one].high)
+    drop = reaching[name]
+    room = report.max_drop - drop.points
+    enough = ""
+    if room >= _NARROW_POINTS:
+        # The width of the interval falls with the square root of the number of rows.
+        needed = report.evaluation_rows * ((drop.high - drop.points) / room) ** 2
+        magnitude = 10 ** (len(str(math.ceil(needed))) - 1)
+        enough = f"; about {magnitude * math.ceil(needed / magnitude):,} would do if the drop stays what it is"
+    yield (
+        f"Give more held-out rows than {report.evaluation_rows:,}: the drop of {name} may be as large as {drop.high:.2f} points, "
+        f"and {report.max_drop:g} are accepted{enough}."
+    )
 
 
 def _lossy(report: Report) -> Iterator[str]:
@@ -82,7 +85,7 @@ def _loud_layers(report: Report) -> Iterator[str]:
         worst = loudest(variant.layers)
         if worst:
             named = " and ".join(
-                f"{layer.name} ({layer.kind}, {layer.loss_db:.1f} dB below its input)" for layer in worst
+                f"{short_name(layer.name)} ({layer.kind}, {layer.loss_db:.1f} dB below its input)" for layer in worst
             )
             yield f"Try a higher precision for what adds most noise to {variant.name}: {named}."
 
@@ -94,13 +97,16 @@ def loudest(layers: tuple[LayerReport, ...], most: int = _WORST_LAYERS) -> list[
 
 
 def _float_layers(report: Report) -> Iterator[str]:
-    for variant in _compressed(report):
-        if variant.audit is not None and variant.audit.in_float:
-            left = len(variant.audit.in_float)
-            yield (
-                f"Run edgeops doctor on the source: it says what to change so that the {left} of {variant.audit.total} "
-                f"convolutions and matrix products of {variant.name} that are left in float get integers."
-            )
+    left = [
+        f"{len(one.audit.in_float)} of {one.audit.total} of {one.name}"
+        for one in report.variants
+        if one.audit is not None and one.audit.in_float
+    ]
+    if left:
+        yield (
+            "Run edgeops doctor on the source: it says what to change so that the convolutions and matrix products that are left "
+            f"in float get integers ({', '.join(left)})."
+        )
 
 
 def _slow(report: Report) -> Iterator[str]:
