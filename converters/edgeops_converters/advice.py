@@ -52,8 +52,8 @@ def _uncertain(report: Report) -> Iterator[str]:
     enough = ""
     if room >= _NARROW_POINTS:
         # The width of the interval falls with the square root of the number of rows.
-        needed = report.evaluation_rows * ((drop.high - drop.points) / room) ** 2
-        magnitude = 10 ** (len(str(math.ceil(needed))) - 1)
+        needed = math.ceil(report.evaluation_rows * ((drop.high - drop.points) / room) ** 2 - 1e-6)
+        magnitude = 10 ** (len(str(needed)) - 1)
         enough = f"; about {magnitude * math.ceil(needed / magnitude):,} would do if the drop stays what it is"
     yield (
         f"Give more held-out rows than {report.evaluation_rows:,}: the drop of {name} may be as large as {drop.high:.2f} points, "

@@ -9,7 +9,16 @@ import msgspec
 
 from edgeops.manifest import Interval
 from edgeops.signing import PublicKey
-from edgeops_converters.comparison import Better, Comparison, Figure, PairedComparison, Side, compare, opened
+from edgeops_converters.comparison import (
+    Better,
+    Comparison,
+    Figure,
+    PairedComparison,
+    Side,
+    VariantComparison,
+    compare,
+    opened,
+)
 from edgeops_converters.wording import decibel, interval, kilobytes, milliseconds, percent, signed
 
 _NAMES = {"sqnr": "SQNR", "integer": "in integers"}
@@ -49,11 +58,7 @@ def _show(found: Comparison, data: Path | None) -> None:
     for line in found.notes:
         click.echo(f"note: {line}")
     for variant in found.variants:
-        click.echo(f"\n{variant.name:<14}{'A':>{_WIDTH}}{'B':>{_WIDTH}}  better")
-        if variant.is_same_file:
-            click.echo("  the same file in both")
-        for figure in variant.figures:
-            click.echo(_line(figure))
+        _show_variant(variant)
     for letter, names in (("A", found.only_first), ("B", found.only_second)):
         if names:
             click.echo(f"\nonly in {letter}: {', '.join(names)}")
@@ -61,6 +66,14 @@ def _show(found: Comparison, data: Path | None) -> None:
         click.echo(f"\non the {found.rows} rows of {data}")
         for pair in found.paired:
             click.echo(_pair(pair))
+
+
+def _show_variant(variant: VariantComparison) -> None:
+    click.echo(f"\n{variant.name:<14}{'A':>{_WIDTH}}{'B':>{_WIDTH}}  better")
+    if variant.is_same_file:
+        click.echo("  the same file in both")
+    for figure in variant.figures:
+        click.echo(_line(figure))
 
 
 def _side(letter: str, side: Side) -> str:
@@ -86,7 +99,7 @@ def _shown(figure: Figure, value: Interval | None) -> str:
 
 _SHOWN: dict[str, Callable[[Interval], str]] = {
     "bytes": lambda one: kilobytes(round(one.value)),
-    "ms": lambda one: f"{milliseconds(one.value)} [{one.low:.3f}, {one.high:.3f}]",
+    "ms": lambda one: milliseconds(one.value) + (f" [{one.low:.3f}, {one.high:.3f}]" if one.low < one.high else ""),
     "share": interval,
     "points": lambda one: f"{signed(one.value)} [{signed(one.low)}, {signed(one.high)}]",
     "dB": lambda one: decibel(one.value),
