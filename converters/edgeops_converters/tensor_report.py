@@ -24,7 +24,7 @@ class TensorReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         counts: Values in each bar, at most :data:`BARS` bars.
         zeros: How many of them were exactly zero.
         low: The least value that the integers reach; likewise ``high``.
-        clipped: Share of the values beyond them, as far as the bins of the histogram tell.
+        clipped: Share of the values beyond them; what lies in the bin of an end counts as inside.
         estimator: How the range was chosen, for example ``minmax``.
         reason: Why.
     """
@@ -55,7 +55,7 @@ def summarize(
     counts, width = histogram.counts, histogram.width
     factor = max(1, math.ceil(len(counts) / BARS))
     bars = np.add.reduceat(counts, np.arange(0, len(counts), factor)) if len(counts) else counts
-    beyond = (histogram.centres < low) | (histogram.centres > high)
+    beyond = (histogram.centres + width / 2 <= low) | (histogram.centres - width / 2 >= high)
     return TensorReport(
         tensor=tensor,
         first=float(histogram.centres[0]) - width / 2 if len(counts) else 0.0,

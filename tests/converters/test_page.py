@@ -206,3 +206,9 @@ def test_a_summary_of_a_histogram_keeps_every_value():
     assert told.clipped == pytest.approx((np.abs(values) > 1).mean(), abs=0.01)
     empty = summarize("x", Histogram(), low=0.0, high=0.0, estimator="minmax")
     assert (empty.counts, empty.clipped) == ((), 0.0)
+
+
+def test_the_whole_range_clips_nothing():
+    seen, values = Histogram(), np.random.default_rng(1).normal(size=3000)
+    seen.add(values)
+    assert summarize("x", seen, low=values.min(), high=values.max(), estimator="minmax").clipped == 0
