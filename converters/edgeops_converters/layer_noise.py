@@ -6,7 +6,7 @@ two (:mod:`edgeops_converters.equalization`); they are multiplied back, or every
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,12 +137,17 @@ def _channels(array: NDArray[Any], axis: int) -> FloatArray:
     return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
 
-def _reports(layers: Sequence[_Layer], batches: Iterable[Mapping[str, _Pair]]) -> tuple[LayerReport, ...]:
+def _reports(layers: Sequence[_Layer], pairs: Iterable[tuple[str, _Pair]]) -> tuple[LayerReport, ...]:
+    """What is known of each layer.
+
+    Args:
+        layers: In the order of the graph.
+        pairs: Tensor, and what one batch had of it; one at a time, since all of a batch would double its memory.
+    """
     noises: dict[str, _Noise] = {}
-    for batch in batches:
-        for name, pair in batch.items():
-            if pair.expected.dtype.kind == "f" and pair.expected.shape == pair.given.shape:
-                noises.setdefault(name, _Noise()).add(pair)
+    for name, pair in pairs:
+        if pair.expected.dtype.kind == "f" and pair.expected.shape == pair.given.shape:
+            noises.setdefault(name, _Noise()).add(pair)
     figures = {name: noise.sqnr_db() for name, noise in noises.items()}
     found = []
     for layer in layers:
@@ -175,19 +180,13 @@ def _measure_onnx(original: Artifact, compressed: Artifact, rows: Tensors) -> tu
         )
     ]
 
-    def batches() -> Iterator[dict[str, _Pair]]:
+    def pairs() -> Iterator[tuple[str, _Pair]]:
         for expected, given in zip(*streams, strict=True):
-            yield {
-                name: _Pair(
-                    expected[name],
-                    codes.decode(given[codes.tensor]),
-                    graph.precisions.get(name, str(given[codes.tensor].dtype)),
-                    axis=1,
-                )
-                for name, codes in graph.codes.items()
-            }
+            for name, codes in graph.codes.items():
+                precision = graph.precisions.get(name, str(given[codes.tensor].dtype))
+                yield name, _Pair(expected[name], codes.decode(given[codes.tensor]), precision, axis=1)
 
-    return _reports(graph.layers, batches())
+    return _reports(graph.layers, pairs())
 
 
 class _QdqGraph:
@@ -230,18 +229,16 @@ class _QdqGraph:
 def _measure_litert(original: Artifact, compressed: Artifact, rows: Tensors) -> tuple[LayerReport, ...]:
     floats, integers = (LitertFile(one.path.read_bytes()) for one in (original, compressed))
     known = {floats.details[index]["name"]: index for index in _computed(floats)}
-    names = {index: integers.details[index]["name"] for index in _computed(integers)}
     kinds = _kinds()
+    names = {index: integers.details[index]["name"] for index in _computed(integers)}
+    tensors = {names[index]: index for index in _computed(integers) if names[index] in known}
     for kind, inputs, outputs in integers.operators:
-        if kinds[kind] in {"QUANTIZE", "DEQUANTIZE"}:
-            names[outputs[0]] = names.get(inputs[0], "")  # what is behind a constant has no name here
-    # The last tensor of a name: of an input what it is quantised to.
-    tensors = {name: index for index, name in sorted(names.items(), reverse=True) if name in known}
-    tensors |= {
-        names[outputs[0]]: outputs[0]
-        for kind, _, outputs in integers.operators
-        if kinds[kind] == "QUANTIZE" and names[outputs[0]] in known
-    }
+        if kinds[kind] not in {"QUANTIZE", "DEQUANTIZE"}:
+            continue
+        names[outputs[0]] = names.get(inputs[0], "")  # what comes from a constant has no counterpart
+        if integers.details[inputs[0]]["dtype"] is np.float32 and names[outputs[0]] in tensors:
+            # What the next layer gets of an input, or of a layer in float.
+            tensors[names[outputs[0]]] = outputs[0]
     sides = (
         (floats, original, [known[name] for name in tensors]),
         (integers, compressed, list(tensors.values())),
@@ -256,17 +253,11 @@ def _measure_litert(original: Artifact, compressed: Artifact, rows: Tensors) -> 
         for file, one, wanted in sides
     ]
 
-    def batches() -> Iterator[dict[str, _Pair]]:
+    def pairs() -> Iterator[tuple[str, _Pair]]:
         for expected, given in zip(*streams, strict=True):
-            yield {
-                name: _Pair(
-                    expected[known[name]],
-                    integers.decoded(index, given[index]),
-                    np.dtype(integers.details[index]["dtype"]).name,
-                    axis=-1,
-                )
-                for name, index in tensors.items()
-            }
+            for name, index in tensors.items():
+                precision = np.dtype(integers.details[index]["dtype"]).name
+                yield name, _Pair(expected[known[name]], integers.decoded(index, given[index]), precision, axis=-1)
 
     layers = [
         _Layer(
@@ -277,7 +268,7 @@ def _measure_litert(original: Artifact, compressed: Artifact, rows: Tensors) -> 
         )
         for kind, inputs, outputs in integers.operators
     ]
-    return _reports(layers, batches())
+    return _reports(layers, pairs())
 
 
 def _computed(file: LitertFile) -> list[int]:
