@@ -13,16 +13,14 @@ _QUIET_DB = 30.0  # signal to noise from which no layer is worth an effort
 _LOUD_DB = 3.0  # a layer that doubles the noise that it got
 _SMALL_SPEEDUP = 1.1
 _WORST_LAYERS = 2
+_APART_DB = 6.0  # between two formats of one model, where rounding explains a decibel or two
+_RESTLESS = 1.25  # the upper end of a latency's interval over the lower
 _NARROW_POINTS = 0.05  # what a drop must stay below the limit for a number of rows to be named
 
 
 def advise(report: Report) -> tuple[str, ...]:
     """A few sentences, most urgent first; never none."""
-    said = [
-        line
-        for rule in (_forced, _uncertain, _lossy, _loud_layers, _float_layers, _slow, _overhead, _unlabelled)
-        for line in rule(report)
-    ]
+    said = [line for rule in _RULES for line in rule(report)]
     if not said:
         said = [
             f"Nothing in these figures asks for more work: ship {report.variants[0].name}, in waves (edgeops fleet)."
@@ -38,6 +36,32 @@ def _forced(report: Report) -> Iterator[str]:
     for variant in _compressed(report):
         if variant.gate.forced:
             yield f"Do not ship {variant.name} before somebody has agreed to this: {'; '.join(variant.gate.reasons)}."
+
+
+def _restless(report: Report) -> Iterator[str]:
+    """Once more, where the machine was too busy for the latencies to say anything."""
+    intervals = {one.name: one.latency_interval for one in report.variants if one.latency_interval is not None}
+    wide = {name: one for name, one in intervals.items() if one.high > _RESTLESS * one.low}
+    if wide:
+        name, widest = max(wide.items(), key=lambda item: item[1].high / item[1].low)
+        yield (
+            f"Convert again on a quiet machine before a latency decides anything: that of {name} lies between {widest.low:.3f} "
+            f"and {widest.high:.3f} ms."
+        )
+
+
+def _apart(report: Report) -> Iterator[str]:
+    """The same model and precision in two formats, one of them much noisier: then it is the kernels, not the numbers."""
+    noises = {one.name: (one.precision, one.sqnr_db) for one in _compressed(report) if one.sqnr_db is not None}
+    for precision in sorted({precision for precision, _ in noises.values()}):
+        of_precision = {name: sqnr for name, (other, sqnr) in noises.items() if other == precision}
+        worst, best = min(of_precision, key=of_precision.__getitem__), max(of_precision, key=of_precision.__getitem__)
+        apart = of_precision[best] - of_precision[worst]
+        if apart >= _APART_DB:
+            yield (
+                f"Find out why {worst} has {apart:.0f} dB more noise than {best}, which is the same model in {precision}: an x86 "
+                "CPU without VNNI saturates in onnxruntime's int8 kernels, and the noise by layer shows where."
+            )
 
 
 def _uncertain(report: Report) -> Iterator[str]:
@@ -134,3 +158,18 @@ def _unlabelled(report: Report) -> Iterator[str]:
             "Give labels with the held-out rows (key 'labels') if there are any: what is known without them is the likeness to "
             "the source, not the accuracy."
         )
+
+
+_RULES = (
+    _forced,
+    _restless,
+    _apart,
+    _uncertain,
+    _lossy,
+    _loud_layers,
+    _float_layers,
+    _slow,
+    _overhead,
+    _unlabelled,
+)
+"""Most urgent first."""
