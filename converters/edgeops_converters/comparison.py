@@ -65,7 +65,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         unit: Of the values: ``bytes``, ``ms``, ``share``, ``points``, ``dB`` or ``%``.
         first: In the first bundle, with equal ends where it has no interval; ``None`` when it is not known. Likewise ``second``.
         better: Which is better; ``None`` when one of them is not known. Latencies come from runs at different times, and have to
-            differ by more than their intervals say (:data:`_NOISE_RATIO`).
+            differ by more than their intervals say (:data:`_NOISE_RATIO`); those of different CPUs are not compared.
     """
 
     what: str
@@ -167,6 +167,7 @@ def compare(
     reports = [_read_report(bundle) for bundle in (first, second)]
     names = [[variant.name for variant in bundle.manifest.variants] for bundle in (first, second)]
     shared = [name for name in names[0] if name in names[1]]
+    is_same_cpu = len({report.cpu for report, _ in reports if report is not None}) <= 1
     rows, paired = _paired(first, second, shared, evaluation) if evaluation is not None else (None, ())
     return Comparison(
         first=_side(first, reports[0][0], where[0]),
@@ -181,7 +182,11 @@ def compare(
             VariantComparison(
                 name=name,
                 is_same_file=_entry(first, name) == _entry(second, name),
-                figures=tuple(_figures(_facts(first, name, reports[0][0]), _facts(second, name, reports[1][0]))),
+                figures=tuple(
+                    _figures(
+                        _facts(first, name, reports[0][0]), _facts(second, name, reports[1][0]), is_same_cpu=is_same_cpu
+                    )
+                ),
             )
             for name in shared
         ),
@@ -354,15 +359,16 @@ _FIGURES = {
 """Figure → unit, and whether less is better."""
 
 
-def _figures(first: _Facts, second: _Facts) -> Iterator[Figure]:
+def _figures(first: _Facts, second: _Facts, *, is_same_cpu: bool) -> Iterator[Figure]:
     for what, (unit, is_lower_better) in _FIGURES.items():
         one, other = getattr(first, what), getattr(second, what)
         if one is None and other is None:
             continue
         better = None
-        if one is not None and other is not None:
-            pair = (_widened(one), _widened(other)) if unit == "ms" else (one, other)
-            better = better_of(*pair, is_lower_better=is_lower_better)
+        if one is not None and other is not None and unit == "ms":
+            better = better_of(_widened(one), _widened(other), is_lower_better=True) if is_same_cpu else None
+        elif one is not None and other is not None:
+            better = better_of(one, other, is_lower_better=is_lower_better)
         yield Figure(what=what, unit=unit, first=one, second=other, better=better)
 
 

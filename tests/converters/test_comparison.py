@@ -13,6 +13,7 @@ from edgeops.errors import EdgeOpsError, RecipeError
 from edgeops.manifest import Interval
 from edgeops_converters.cli.compare import compare_command
 from edgeops_converters.comparison import Better, better_of, compare, opened
+from edgeops_converters.report import encode_report
 
 
 def rewritten(bundle, target, *, without=(), files=None, **changes):
@@ -73,6 +74,17 @@ def test_a_report_of_another_release_is_no_obstacle(conversion, tmp_path):
     found = compare(bundle, conversion.bundle)
     assert found.notes[0].startswith("A: its report.json is of another release")
     assert len(found.variants) == 4
+
+
+def test_latencies_of_different_cpus_are_not_compared(conversion, tmp_path):
+    elsewhere = tmp_path / "report.json"
+    elsewhere.write_bytes(encode_report(msgspec.structs.replace(conversion.report, cpu="Cortex-A53")))
+    bundle = rewritten(conversion.bundle, tmp_path / "elsewhere", files={"report.json": elsewhere})
+    found = compare(conversion.bundle, bundle)
+    (note,) = found.notes
+    assert "Cortex-A53" in note
+    latency = next(figure for figure in found.variants[0].figures if figure.what == "latency")
+    assert (latency.first == latency.second, latency.better) == (True, None)
 
 
 def test_both_answer_the_same_rows(conversion, byte_evaluation, tmp_path):
