@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 GUIDES = {
     "convert": "convert.md",
+    "compare": "convert.md",
     "inspect": "convert.md",
     "keys": "convert.md",
     "serve": "serve.md",

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edgeops import processing
 from edgeops.bundle import Bundle
 from edgeops.errors import ConflictError, ExportError, RecipeError, TransientError
@@ -21,6 +23,7 @@ from edgeops.manifest import Lineage, Operator, parse_version
 from edgeops.processing import Tensors
 from edgeops.signing import SigningKey
 from edgeops.topics import check_name
+from edgeops_converters.advice import advise
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.baseline import make_reference
 from edgeops_converters.compressors import COMPRESSIONS, is_made
@@ -177,6 +180,7 @@ def convert(
             notes=(*notes, *golden.notes, *(f"{one.artifact.name}: {said}" for one in kept for said in one.remarks)),
             seconds=dict(steps.seconds),
         )
+        report = msgspec.structs.replace(report, advice=advise(report))
         with steps.step("write the bundle"):
             bundle = pack(
                 Path(output),

@@ -9,7 +9,7 @@ from edgeops.bundle import Bundle
 from edgeops.errors import RecipeError, TensorError
 from edgeops.manifest import Interval
 from edgeops.tensors import TensorSpec
-from edgeops_converters.exam import Exam, check_labels, class_output
+from edgeops_converters.exam import Answers, Exam, check_labels, class_output
 from edgeops_converters.samples import Samples, SampleSource, read_evaluation
 from edgeops_converters.sessions import SESSIONS
 
@@ -46,6 +46,24 @@ def evaluate(bundle: Bundle, evaluation: SampleSource) -> dict[str, Score]:
         MissingExtraError: An engine is not installed.
     """
     manifest, samples = bundle.manifest, read_evaluation(evaluation)
+    exam, answers = ask_bundle(bundle, samples)
+    floats = [variant.name for variant in manifest.variants if variant.precision == "float32"]
+    original = answers[floats[0] if floats else manifest.variants[0].name]
+    return {
+        name: Score(rows=samples.rows, accuracy=exam.accuracy(given), agreement=exam.agreement(original, given))
+        for name, given in answers.items()
+    }
+
+
+def ask_bundle(bundle: Bundle, samples: Samples) -> tuple[Exam, dict[str, Answers]]:
+    """What every variant of a bundle answers, and the exam that it was asked.
+
+    Raises:
+        RecipeError: The data is not what the bundle takes.
+        EngineError: An engine failed.
+        MissingExtraError: An engine is not installed.
+    """
+    manifest = bundle.manifest
     _check_inputs(samples, manifest.inputs)
     is_told = samples.labels is not None or bool(manifest.labels)
     classes = class_output(manifest.inputs, manifest.outputs, is_told=is_told)
@@ -55,12 +73,7 @@ def evaluate(bundle: Bundle, evaluation: SampleSource) -> dict[str, Score]:
     for variant in manifest.variants:
         session = SESSIONS[variant.format](bundle.file(variant.file), variant.inputs, variant.outputs, threads=_THREADS)
         answers[variant.name] = exam.ask(session.run, batch=variant.batch)
-    floats = [variant.name for variant in manifest.variants if variant.precision == "float32"]
-    original = answers[floats[0] if floats else manifest.variants[0].name]
-    return {
-        name: Score(rows=samples.rows, accuracy=exam.accuracy(given), agreement=exam.agreement(original, given))
-        for name, given in answers.items()
-    }
+    return exam, answers
 
 
 def _check_inputs(samples: Samples, specs: Iterable[TensorSpec]) -> None:

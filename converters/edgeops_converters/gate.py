@@ -101,7 +101,7 @@ def _faithfulness(evidence: Evidence, max_drop: float) -> tuple[str, str]:
     """What was held against the limit, and what speaks against the variant (empty: nothing)."""
     if evidence.drop_points is not None:
         lost, said = evidence.drop_points, f"it loses {evidence.drop_points:.2f} points of accuracy"
-        measure = f"{-lost:+.2f} points of accuracy against the source, on the same rows"
+        measure = f"{0.0 - lost:+.2f} points of accuracy against the source, on the same rows"
     elif evidence.disagreement_points is not None:
         lost, said = (
             evidence.disagreement_points,

@@ -4,17 +4,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeops.errors import GateError, RecipeError
+from edgeops.errors import EngineError, GateError, RecipeError
+from edgeops.manifest import Interval
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.audit import Audit, audit
 from edgeops_converters.compressors import purpose_of
 from edgeops_converters.exam import Answers, Exam
 from edgeops_converters.gate import Evidence, Purpose, Verdict, is_slower, judge
+from edgeops_converters.layer_noise import LayerReport, layer_noise
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.steps import Steps
 from edgeops_converters.targets import this_machine
-from edgeops_converters.timing import interleaved_medians
+from edgeops_converters.timing import interleaved_latencies
 
 _THREADS = 2
 _TIMED_ROWS = 64
@@ -26,18 +28,26 @@ class Measurement:
     """A model file with everything that was measured on it.
 
     Attributes:
-        latency_ms: Median of one call with one row (or with the batch that the file fixes), one thread.
+        latency: Median of one call with one row (or with the batch that the file fixes), one thread, with its 95 % interval,
+            in milliseconds.
         float_latency_ms: The same of float in the same format.
         audit: What its engine runs in integers here; ``None`` for float, for what is made for its size, and for what is made for
             another CPU.
+        layers: How noisy each layer is, or why that is not known; ``None`` for float.
     """
 
     artifact: Artifact
     answers: Answers
-    latency_ms: float
+    latency: Interval
     float_latency_ms: float
     verdict: Verdict
     audit: Audit | None = None
+    layers: tuple[LayerReport, ...] | EngineError | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """The median alone."""
+        return self.latency.value
 
     @property
     def rank(self) -> int:
@@ -81,19 +91,21 @@ def measure(
             answers[artifact.name] = exam.ask(artifact.open(threads=_THREADS).run, batch=artifact.batch)
     with steps.step("kernel audit"):
         audits = {one.name: audit(one) for one in artifacts if _is_audited(one) and _is_for_here(one, recipe)}
+    with steps.step("noise by layer"):
+        layers = {one.name: _layers(one, artifacts, exam.inputs) for one in artifacts if one.precision != "float32"}
     with steps.step("latency"):
         latency = _latency(artifacts, exam.inputs, budget_s=_TIMING_BUDGET_S)
-        if any(is_slower(latency[a.name], latency[_float_name(a)]) for a in artifacts):
+        if any(is_slower(latency[a.name].value, latency[_float_name(a)].value) for a in artifacts):
             # A neighbour may have been busy just then; what is slower in the better of two runs is slower.
             again = _latency(artifacts, exam.inputs, budget_s=2 * _TIMING_BUDGET_S)
-            latency = {name: min(value, again[name]) for name, value in latency.items()}
+            latency = {name: min(found, again[name], key=lambda one: one.value) for name, found in latency.items()}
     sizes = {artifact.name: artifact.size_bytes for artifact in artifacts}
     return [
         Measurement(
             artifact,
             answers[artifact.name],
-            latency_ms=latency[artifact.name],
-            float_latency_ms=latency[_float_name(artifact)],
+            latency=latency[artifact.name],
+            float_latency_ms=latency[_float_name(artifact)].value,
             verdict=_verdict(
                 artifact,
                 answers[artifact.name],
@@ -105,6 +117,7 @@ def measure(
                 audited=audits.get(artifact.name),
             ),
             audit=audits.get(artifact.name),
+            layers=layers.get(artifact.name),
         )
         for artifact in artifacts
     ]
@@ -133,7 +146,7 @@ def _verdict(
     exam: Exam,
     original: Answers,
     *,
-    latency: Mapping[str, float],
+    latency: Mapping[str, Interval],
     float_size_bytes: int,
     recipe: Recipe,
     audited: Audit | None,
@@ -142,8 +155,8 @@ def _verdict(
         return Verdict(passed=True)
     drop, agreement = exam.drop(original, answers), exam.agreement(original, answers)
     evidence = Evidence(
-        latency_ms=latency[artifact.name] if _is_for_here(artifact, recipe) else None,
-        float_latency_ms=latency[_float_name(artifact)],
+        latency_ms=latency[artifact.name].value if _is_for_here(artifact, recipe) else None,
+        float_latency_ms=latency[_float_name(artifact)].value,
         drop_points=drop.points if drop is not None else None,
         disagreement_points=100 * (1 - agreement) if agreement is not None else None,
         sqnr_db=exam.sqnr_db(original, answers),
@@ -160,14 +173,23 @@ def _is_audited(artifact: Artifact) -> bool:
     return artifact.precision != "float32" and purpose_of(artifact) is Purpose.SPEED
 
 
+def _layers(one: Artifact, artifacts: Sequence[Artifact], inputs: Tensors) -> tuple[LayerReport, ...] | EngineError:
+    """The noise of each layer; what only explains the other figures does not end a conversion."""
+    original = next(other for other in artifacts if other.name == _float_name(one))
+    try:
+        return layer_noise(original, one, inputs)
+    except EngineError as error:
+        return error
+
+
 def _is_for_here(artifact: Artifact, recipe: Recipe) -> bool:
     """Whether this machine can tell: ONNX for another CPU has the other's activations; a .tflite serves all."""
     return recipe.target is this_machine() or artifact.format == "tflite"
 
 
-def _latency(artifacts: Sequence[Artifact], inputs: Tensors, *, budget_s: float) -> dict[str, float]:
+def _latency(artifacts: Sequence[Artifact], inputs: Tensors, *, budget_s: float) -> dict[str, Interval]:
     calls = {artifact.name: _timed_call(artifact, inputs) for artifact in artifacts}
-    return interleaved_medians(calls, clock=time.perf_counter, budget_s=budget_s)
+    return interleaved_latencies(calls, clock=time.perf_counter, budget_s=budget_s)
 
 
 def _timed_call(artifact: Artifact, inputs: Tensors) -> Callable[[int], object]:

@@ -24,6 +24,7 @@ from edgeops_converters.recipe import Recipe
 from edgeops_converters.report import Report, VariantReport, encode_report
 from edgeops_converters.samples import Samples
 from edgeops_converters.sessions import run_rows
+from edgeops_converters.sizes import break_down
 from edgeops_converters.sources import Model
 
 _KERNEL_ROWS = 64
@@ -83,8 +84,11 @@ def describe(one: Measurement, exam: Exam, original: Answers, *, tolerance: floa
         sqnr_db=exam.sqnr_db(original, answers),
         tolerance=tolerance,
         gate=msgspec.structs.replace(one.verdict, forced=not one.verdict.passed),
-        notes=(*artifact.notes, *one.remarks),
+        notes=(*artifact.notes, *one.remarks, *((str(one.layers),) if isinstance(one.layers, EngineError) else ())),
         audit=one.audit,
+        latency_interval=one.latency,
+        sizes=break_down(artifact),
+        layers=one.layers if isinstance(one.layers, tuple) else (),
     )
 
 

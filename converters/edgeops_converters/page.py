@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from edgeops.manifest import Interval
-from edgeops.signals import EVERYTHING, Reference, Signal, Statistic
-from edgeops_converters.charts import Row, bars, histogram, intervals
+from edgeops.signals import EVERYTHING, Reference
+from edgeops_converters import pictures, wording
 from edgeops_converters.extras import load
 from edgeops_converters.report import Report, VariantReport
+
+_SHOWN_TENSORS = 12
+_SHORT_TABLE = 12
 
 
 def render_page(report: Report, reference: Reference, labels: Sequence[str] = ()) -> str:
@@ -30,19 +32,30 @@ def render_page(report: Report, reference: Reference, labels: Sequence[str] = ()
     )
     environment.filters |= {
         "svg": load("markupsafe").Markup,
-        "percent": _percent,
-        "interval": _interval,
-        "kilobytes": _kilobytes,
+        "percent": wording.percent,
+        "interval": wording.interval,
+        "kilobytes": wording.kilobytes,
+        "milliseconds": wording.milliseconds,
+        "decibel": wording.decibel,
+        "short": wording.short_name,
+        "tail": wording.tail,
+        "signed": wording.signed,
+        "loss": pictures.loss_in_words,
+        "range_picture": pictures.tensor_picture,
     }
     page: str = environment.get_template("report.html").render(
         report=report,
         headline=_headline(report),
-        size_chart=bars([_size_row(variant) for variant in report.variants]),
-        latency_chart=bars([_latency_row(variant) for variant in report.variants]),
-        accuracy_chart=_accuracy_chart(report),
-        histograms=[(signal, _histogram(signal, labels)) for signal in reference.signals],
+        size_chart=pictures.size_chart(report),
+        latency_chart=pictures.latency_chart(report),
+        accuracy_chart=pictures.accuracy_chart(report),
+        layers=[pictures.layers_picture(variant) for variant in report.variants if variant.layers],
+        pareto=pictures.pareto_pictures(report.trials, report.max_drop),
+        histograms=[(signal, pictures.signal_picture(signal, labels)) for signal in reference.signals],
         strata=_strata(reference),
         reference=reference,
+        shown_tensors=_SHOWN_TENSORS,
+        short_table=_SHORT_TABLE,
     )
     return page
 
@@ -50,48 +63,34 @@ def render_page(report: Report, reference: Reference, labels: Sequence[str] = ()
 def _headline(report: Report) -> list[tuple[str, str, str]]:
     """What one wants to know first, of the preferred variant: figure, what it is, against what."""
     best = report.variants[0]
-    floats = [
-        variant for variant in report.variants if variant.precision == "float32" and variant.format == best.format
-    ]
+    floats = [one for one in report.variants if one.precision == "float32" and one.format == best.format]
     cards = [("preferred", best.name, f"of {len(report.variants)} variants")]
     smaller = f"{floats[0].size_bytes / best.size_bytes:.1f}× smaller than float" if floats else "on disk"
-    cards.append(("size", _kilobytes(best.size_bytes), smaller))
+    cards.append(("size", wording.kilobytes(best.size_bytes), smaller))
     faster = f"{best.speedup:.2f}× as fast as float" if best.speedup is not None else "one row, one thread"
-    cards.append(("latency", f"{best.latency_ms:.3f} ms", faster))
-    if best.accuracy is not None and best.drop is not None:
-        cards.append(("accuracy", _percent(best.accuracy.value), f"{-best.drop.points:+.2f} points against the source"))
-    elif best.agreement is not None:
-        cards.append(("agreement", _percent(best.agreement), "with the source model"))
-    elif best.sqnr_db is not None:
-        cards.append(("signal to noise", f"{best.sqnr_db:.1f} dB", "against the source model"))
+    cards.append(("latency", wording.milliseconds(best.latency_ms), faster))
+    cards += _likeness(best)
+    if best.audit is not None:
+        cards.append(
+            (
+                "in integers",
+                f"{best.audit.integer} of {best.audit.total}",
+                "convolutions and matrix products, as loaded",
+            )
+        )
     return cards
 
 
-def _size_row(variant: VariantReport) -> Row:
-    return Row(variant.name, variant.size_bytes, _kilobytes(variant.size_bytes), _kind(variant))
-
-
-def _latency_row(variant: VariantReport) -> Row:
-    speedup = f" · {variant.speedup:.2f}× as fast" if variant.speedup is not None else ""
-    return Row(variant.name, variant.latency_ms, f"{variant.latency_ms:.3f} ms{speedup}", _kind(variant))
-
-
-def _accuracy_chart(report: Report) -> str | None:
-    measured = [(variant.name, variant.accuracy, _kind(variant)) for variant in report.variants]
-    rows = [
-        Row(name, 100 * share.value, _interval(share), kind, low=100 * share.low, high=100 * share.high)
-        for name, share, kind in [("source", report.source.accuracy, "source"), *measured]
-        if share is not None
-    ]
-    return intervals(rows, unit=" %") if rows else None
-
-
-def _histogram(signal: Signal, labels: Sequence[str]) -> str:
-    is_class = signal.statistic is Statistic.CLASS
-    # The last bin is for what is not finite, which held-out data never is.
-    counts = signal.counts[EVERYTHING][:-1]
-    names = [labels[index] if index < len(labels) else f"class {index}" for index in range(len(counts))]
-    return histogram(counts, signal.edges, labels=names if is_class else ())
+def _likeness(best: VariantReport) -> list[tuple[str, str, str]]:
+    if best.accuracy is not None and best.drop is not None:
+        points, low, high = (wording.signed(-one) for one in (best.drop.points, best.drop.high, best.drop.low))
+        change = f"{points} [{low}, {high}] points against the source"
+        return [("accuracy", wording.percent(best.accuracy.value), change)]
+    if best.agreement is not None:
+        return [("agreement", wording.percent(best.agreement), "with the source model")]
+    if best.sqnr_db is not None:
+        return [("signal to noise", wording.decibel(best.sqnr_db), "against the source model")]
+    return []
 
 
 def _strata(reference: Reference) -> list[tuple[str, int, str]]:
@@ -101,22 +100,5 @@ def _strata(reference: Reference) -> list[tuple[str, int, str]]:
     for name in names:
         correct, labelled = reference.accuracy.get(name, (0, 0))
         count = sum(reference.signals[0].counts[name])
-        rows.append((name, count, _percent(correct / labelled) if labelled else "–"))
+        rows.append((name, count, wording.percent(correct / labelled) if labelled else "–"))
     return rows
-
-
-def _kind(variant: VariantReport) -> str:
-    # The page has two shades for each format: float, and whatever is compressed.
-    return f"{variant.format} {'float32' if variant.precision == 'float32' else 'compressed'}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}".replace("%", " %")
-
-
-def _interval(share: Interval) -> str:
-    return f"{100 * share.value:.2f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
-
-
-def _kilobytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"  # noqa: PLR2004 - a megabyte

@@ -7,6 +7,10 @@ from edgeops.manifest import Interval, Lineage
 from edgeops_converters.audit import Audit
 from edgeops_converters.fidelity import Drop
 from edgeops_converters.gate import Verdict
+from edgeops_converters.layer_noise import LayerReport
+from edgeops_converters.sizes import Sizes
+from edgeops_converters.tensor_report import TensorReport
+from edgeops_converters.trials import Trial
 
 REPORT_SCHEMA = 1
 
@@ -39,6 +43,10 @@ class VariantReport(_Part, frozen=True, kw_only=True):
         tolerance: Of the golden test.
         notes: What a person should know.
         audit: What its engine runs in integers; ``None`` for float.
+        latency_interval: The median with its 95 % interval, in milliseconds.
+        sizes: Where the bytes go.
+        layers: How noisy each layer is, in the order of the graph; none for float.
+        tensors: The range of each quantised activation, in the order of the graph.
     """
 
     name: str
@@ -56,6 +64,10 @@ class VariantReport(_Part, frozen=True, kw_only=True):
     gate: Verdict
     notes: tuple[str, ...] = ()
     audit: Audit | None = None
+    latency_interval: Interval | None = None
+    sizes: Sizes | None = None
+    layers: tuple[LayerReport, ...] = ()
+    tensors: tuple[TensorReport, ...] = ()
 
 
 class Report(_Part, frozen=True, kw_only=True):
@@ -67,6 +79,8 @@ class Report(_Part, frozen=True, kw_only=True):
         signals: Names of the drift signals in ``reference.json``.
         notes: What a person should know about the conversion as a whole.
         seconds: Step → duration, in order.
+        trials: What a search tried, in that order; none without a search.
+        advice: What to do next, most urgent first.
     """
 
     schema: int = REPORT_SCHEMA
@@ -86,6 +100,8 @@ class Report(_Part, frozen=True, kw_only=True):
     license: str = ""
     notes: tuple[str, ...] = ()
     seconds: dict[str, float]
+    trials: tuple[Trial, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def variant(self, name: str) -> VariantReport:
         """The variant of that name.

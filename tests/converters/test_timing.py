@@ -1,6 +1,6 @@
 """Medians of interleaved calls, with a clock that the test turns."""
 
-from edgeops_converters.timing import interleaved_medians
+from edgeops_converters.timing import interleaved_latencies, interleaved_medians, median_interval
 
 
 class Clock:
@@ -51,3 +51,19 @@ def test_candidates_take_turns():
     warm = order[6:]
     assert warm[:10] == ["a"] * 5 + ["b"] * 5
     assert warm.count("a") == warm.count("b")
+
+
+def test_the_interval_is_narrow_where_calls_are_alike_and_encloses_the_median():
+    clock = Clock()
+
+    def spend(index):
+        clock.now += 0.001 * (1 + 0.1 * (index % 7))
+
+    found = interleaved_latencies({"a": spend}, clock=clock, budget_s=1)["a"]
+    assert 1 <= found.low <= found.value <= found.high <= 1.7
+    assert found.high - found.low <= 0.3
+
+
+def test_calls_of_one_turn_do_not_count_as_independent():
+    values = [1.0] * 20 + [2.0] * 20 + [3.0] * 20
+    assert median_interval(values, draws=60).high <= median_interval(values, draws=5).high == 3.0

@@ -247,17 +247,17 @@ class Codes:
 
     Attributes:
         tensor: Name of the integers.
-        scale_tensor: Name of the scale.
         scale: A number, or one for each channel.
         zero: Likewise.
         axis: Of the channels.
+        scale_tensor: Name of the scale, where it is to be changed.
     """
 
     tensor: str
-    scale_tensor: str
     scale: FloatArray
     zero: FloatArray
     axis: int
+    scale_tensor: str = ""
 
     def decode(self, integers: NDArray[Any]) -> FloatArray:
         """What the integers stand for."""
@@ -319,7 +319,7 @@ def _codes(node: Any, constants: Mapping[str, NDArray[Any]]) -> Codes:  # noqa: 
     scale = np.asarray(constants[node.input[1]], np.float64)
     has_zero = len(node.input) > 2 and bool(node.input[2])  # noqa: PLR2004 - data, scale, zero point
     zero = np.asarray(constants[node.input[2]], np.float64) if has_zero else np.zeros_like(scale)
-    return Codes(node.input[0], node.input[1], scale, zero, int(attributes.get("axis", 1)))
+    return Codes(node.input[0], scale, zero, int(attributes.get("axis", 1)), scale_tensor=node.input[1])
 
 
 def _layer(node: Any, geometry: Geometry, taken: set[str], *, is_transposed: bool = False) -> OnnxLayer:  # noqa: ANN401 - onnx has no types
