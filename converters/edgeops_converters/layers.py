@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeops_converters.extras import load
-
 FloatArray = NDArray[np.float64]
 
 
@@ -73,34 +71,6 @@ def _tap_means(mean_input: FloatArray, kernel: tuple[int, ...], geometry: Geomet
         channels_at_tap: tuple[slice | int, ...] = (slice(None), *tap)
         taps[channels_at_tap] = padded[(slice(None), *window)].mean(axis=axes)
     return taps
-
-
-def apply(inputs: NDArray[np.float32], weights: FloatArray, geometry: Geometry) -> NDArray[np.float32]:
-    """What a layer answers, without bias.
-
-    Args:
-        inputs: Shape ``(rows, in, *space)``, float32.
-        weights: Shape ``(out, in / groups, *kernel)``.
-        geometry: As many axes as ``space``.
-
-    Returns:
-        Shape ``(rows, out, *space)``, float32.
-    """
-    torch = load("torch")
-    with torch.inference_mode():
-        given, held = (torch.from_numpy(np.ascontiguousarray(array, np.float32)) for array in (inputs, weights))
-        if not geometry.strides:
-            return np.asarray((given @ held.T).numpy())
-        pads = [pad for axis in reversed(geometry.pads) for pad in axis]
-        convolve = getattr(torch.nn.functional, f"conv{len(geometry.strides)}d")
-        answered = convolve(
-            torch.nn.functional.pad(given, pads),
-            held,
-            stride=geometry.strides,
-            dilation=geometry.dilations,
-            groups=geometry.groups,
-        )
-        return np.asarray(answered.numpy())
 
 
 def patches(

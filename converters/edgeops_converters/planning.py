@@ -7,6 +7,7 @@ Written once for all formats, against :class:`edgeops_converters.graph.FloatGrap
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +17,15 @@ from edgeops_converters.calibration import CORRECTION_ROWS, Survey, spread
 from edgeops_converters.equalization import divided, divisors, multiplied
 from edgeops_converters.graph import FloatGraph, Layer, Parameters
 from edgeops_converters.histograms import Histogram
-from edgeops_converters.layers import apply, patches
+from edgeops_converters.layers import FloatArray, patches
 from edgeops_converters.plan import LayerPlan, LayerPrecision, QuantPlan, TensorPlan
 from edgeops_converters.ranges import ESTIMATORS, LEVELS, Range, minmax
 from edgeops_converters.regions import regions_of
 from edgeops_converters.rounding import Grid, round_weights
 from edgeops_converters.targets import Target
 
-_SCORED_ROWS = 16
-_PATCHES = 4096  # of each layer, over all rows
+_WINDOWS = 1024  # of each layer that are looked at, over all rows; more where the window has many taps
+_WINDOWS_A_TAP = 3
 _BIAS_CODES = 2.0**30  # that a bias may take
 
 
@@ -64,8 +65,14 @@ def make_plan(
     survey = Survey()
     for values in graph.stream(rows):
         survey.add(values)
-    tensors = _choose_ranges(graph, survey, spread(few, _SCORED_ROWS), pinned or {})
-    grids = round_layers(graph, few, {name: Range(one.low, one.high) for name, one in tensors.items()}, target=target)
+    known = pinned or {}
+    # Inputs and outputs keep the least and the greatest value: the largest output is the answer.
+    free = {layer.input for layer in graph.layers} & set(survey.histograms) - graph.ends - set(known)
+    candidates = {name: _candidates(survey.histograms[name]) for name in sorted(free)}
+    seen = observe(graph, few, graph.layers, candidates)
+    tensors = _choose_ranges(graph, survey.histograms, candidates, seen, known)
+    ranges = {name: Range(one.low, one.high) for name, one in tensors.items()}
+    grids = round_layers(graph, ranges, seen, target=target)
     regions = regions_of(graph)
     layers = {
         layer.name: LayerPlan(
@@ -117,29 +124,18 @@ def equalise(graph: FloatGraph, rows: Tensors) -> frozenset[str]:
 
 
 def round_layers(
-    graph: FloatGraph,
-    rows: Tensors,
-    ranges: Mapping[str, Range],
-    *,
-    target: Target,
-    layers: Sequence[Layer] | None = None,
+    graph: FloatGraph, ranges: Mapping[str, Range], seen: Mapping[str, "Seen"], *, target: Target
 ) -> dict[str, Grid]:
-    """Node of each layer → its weights in integers, given what flows in on a few rows."""
-    wanted = list(graph.layers if layers is None else layers)
-    moments = {layer.node: _Moments() for layer in wanted}
-    count = len(next(iter(rows.values())))
-    for values in graph.stream(rows, {layer.input for layer in wanted}):
-        for layer in wanted:
-            shape = graph.parameters(layer).weights.shape
-            seen = graph.planes(layer, values[layer.input])
-            moments[layer.node].add(patches(seen, shape[2:], layer.geometry, most=-(-_PATCHES * len(seen) // count)))
+    """Node of each layer that was observed → its weights in integers."""
     grids = {}
-    for layer in wanted:
+    for layer in graph.layers:
+        if layer.node not in seen:
+            continue
         held, step = graph.parameters(layer), ranges[layer.input].step
-        noise = np.eye(moments[layer.node].taps) * step**2 / 12
         grids[layer.node] = round_weights(
             held.weights,
-            moments[layer.node].mean + noise,
+            # Quantising what comes in adds noise of this power to every value.
+            seen[layer.node].moments + np.eye(seen[layer.node].moments.shape[-1]) * step**2 / 12,
             floor=np.abs(held.bias) / (step * _BIAS_CODES),
             # Depthwise kernels multiply in 32 bits on every CPU.
             is_paired=target.saturates and held.weights.shape[1] > 1,
@@ -148,48 +144,87 @@ def round_layers(
 
 
 @dataclass
-class _Moments:
-    """Second moments of patches that come a few at a time."""
+class Seen:
+    """What a layer reads, learnt from some of the places that its window looks at.
 
+    Attributes:
+        noise: Estimator → power of the change of its answers when what it reads is rounded in that range.
+        power: Of its answers, without bias.
+    """
+
+    noise: dict[str, float] = field(default_factory=dict)
+    power: float = 1e-30
     _sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(()))
-    _rows: int = 0
-
-    def add(self, seen: NDArray[np.float32]) -> None:
-        """Add patches, shape ``(rows, groups, taps)``."""
-        by_group = np.moveaxis(seen, 1, 0)
-        self._sum = self._sum + (np.swapaxes(by_group, 1, 2) @ by_group).astype(np.float64)
-        self._rows += len(seen)
+    _count: int = 0
 
     @property
-    def mean(self) -> NDArray[np.float64]:
-        """Shape ``(groups, taps, taps)``."""
-        return np.asarray(self._sum / self._rows)
+    def moments(self) -> NDArray[np.float64]:
+        """Second moments of what each weight is multiplied with; shape ``(groups, taps, taps)``."""
+        return np.asarray(self._sum / self._count)
 
-    @property
-    def taps(self) -> int:
-        """How many weights a channel has."""
-        return int(self._sum.shape[-1])
+    def add(self, windows: NDArray[np.float32], weights: FloatArray, candidates: Mapping[str, Range]) -> None:
+        """Look at windows, shape ``(count, groups, taps)``."""
+        by_group = np.ascontiguousarray(np.moveaxis(windows, 1, 0))
+        held = weights.reshape(len(by_group), -1, by_group.shape[-1]).swapaxes(1, 2).astype(np.float32)
+        self._sum = self._sum + (by_group.swapaxes(1, 2) @ by_group).astype(np.float64)
+        self._count += len(windows)
+        self.power += _power(by_group @ held)
+        for estimator, candidate in candidates.items():
+            changed = _power((_rounded(by_group, candidate) - by_group) @ held)
+            self.noise[estimator] = self.noise.get(estimator, 0.0) + changed
+
+
+def observe(
+    graph: FloatGraph,
+    rows: Tensors,
+    layers: Sequence[Layer],
+    candidates: Mapping[str, Mapping[str, Range]] | None = None,
+) -> dict[str, Seen]:
+    """Node of each layer → what it reads on a few rows.
+
+    Args:
+        graph: The model.
+        rows: A few.
+        layers: Of the graph.
+        candidates: Tensor → estimator → range to try.
+    """
+    found = {layer.node: Seen() for layer in layers}
+    count = len(next(iter(rows.values())))
+    for values in graph.stream(rows, {layer.input for layer in layers}):
+        for layer in layers:
+            weights = graph.parameters(layer).weights
+            inputs = graph.planes(layer, values[layer.input])
+            taps = int(np.prod(weights.shape[1:]))
+            most = -(-max(_WINDOWS, _WINDOWS_A_TAP * taps) * len(values[layer.input]) // count)
+            windows = patches(inputs, weights.shape[2:], layer.geometry, most=most)
+            found[layer.node].add(windows, weights, (candidates or {}).get(layer.input, {}))
+    return found
 
 
 def _choose_ranges(
-    graph: FloatGraph, survey: Survey, rows: Tensors, pinned: Mapping[str, Range]
+    graph: FloatGraph,
+    histograms: Mapping[str, Histogram],
+    candidates: Mapping[str, Mapping[str, Range]],
+    seen: Mapping[str, Seen],
+    pinned: Mapping[str, Range],
 ) -> dict[str, TensorPlan]:
     """For each tensor the range that its readers answer best with."""
     read_by: dict[str, list[Layer]] = {}
     for layer in graph.layers:
         read_by.setdefault(layer.input, []).append(layer)
-    # Inputs and outputs keep the least and the greatest value: the largest output is the answer.
-    free = {name for name in survey.histograms if name not in graph.ends and name not in pinned}
-    candidates = {name: _candidates(survey.histograms[name]) for name in free & set(read_by)}
-    errors = _errors_behind(graph, rows, candidates, read_by)
     chosen: dict[str, TensorPlan] = {}
-    for name, histogram in survey.histograms.items():
+    for name, histogram in histograms.items():
         if name in pinned:
             chosen[name] = _tensor(pinned[name], "exact", "bytes come in, and this is their grid")
-        elif name in errors:
-            best = min(errors[name], key=lambda estimator: errors[name][estimator])
-            others = ", ".join(f"{key} {_db(value):.1f} dB" for key, value in errors[name].items() if key != best)
-            why = f"{_db(errors[name][best]):.1f} dB behind {', '.join(one.name for one in read_by[name])}; {others}"
+        elif name in candidates:
+            readers = read_by[name]
+            noise = {
+                estimator: sum(seen[one.node].noise[estimator] / seen[one.node].power for one in readers)
+                for estimator in candidates[name]
+            }
+            best = min(noise, key=lambda estimator: noise[estimator])
+            others = "".join(f"; {key} {_db(value):.1f} dB" for key, value in noise.items() if key != best)
+            why = f"{_db(noise[best]):.1f} dB behind {', '.join(one.name for one in readers)}{others}"
             chosen[name] = _tensor(candidates[name][best], best, why)
         elif name in graph.ends:
             chosen[name] = _tensor(minmax(histogram), "minmax", "an input or output of the model keeps all it can be")
@@ -208,29 +243,16 @@ def _candidates(histogram: Histogram) -> dict[str, Range]:
     return found
 
 
-def _errors_behind(
-    graph: FloatGraph, rows: Tensors, candidates: Mapping[str, Mapping[str, Range]], read_by: Mapping[str, list[Layer]]
-) -> dict[str, dict[str, float]]:
-    """Tensor → estimator → noise over signal of its readers' answers when only this tensor is quantised."""
-    noise = {name: dict.fromkeys(ranges, 0.0) for name, ranges in candidates.items()}
-    power = dict.fromkeys(candidates, 1e-30)
-    for values in graph.stream(rows, set(candidates)):
-        for name, ranges in candidates.items():
-            for layer in read_by[name]:
-                weights, seen = graph.parameters(layer).weights, graph.planes(layer, values[name])
-                power[name] += float(np.square(apply(seen, weights, layer.geometry)).sum(dtype=np.float64))
-                for estimator, candidate in ranges.items():
-                    error = apply(_rounded(seen, candidate) - seen, weights, layer.geometry)
-                    noise[name][estimator] += float(np.square(error).sum(dtype=np.float64))
-    return {name: {key: value / power[name] for key, value in found.items()} for name, found in noise.items()}
-
-
 def _rounded(values: NDArray[np.float32], candidate: Range) -> NDArray[np.float32]:
     """What eight bits make of values."""
     step = np.float32(candidate.step)
     zero = np.rint(-candidate.low / step)
     codes = np.rint(values / step)
     return np.asarray(np.clip(codes, -zero, LEVELS - zero) * step, np.float32)
+
+
+def _power(answers: NDArray[np.floating[Any]]) -> float:
+    return float(np.square(answers).sum(dtype=np.float64))
 
 
 def _db(noise: float) -> float:

@@ -18,7 +18,7 @@ from edgeops_converters.graph import FloatGraph, Layer, Parameters
 from edgeops_converters.layers import FloatArray
 from edgeops_converters.matching import match_layers, match_tensors
 from edgeops_converters.plan import QuantPlan
-from edgeops_converters.planning import Planned, make_plan, own_ranges, round_layers
+from edgeops_converters.planning import Planned, make_plan, observe, own_ranges, round_layers
 from edgeops_converters.quantizers import QUANTIZERS, Integers, Quantizer
 from edgeops_converters.ranges import Range
 from edgeops_converters.regions import nodes_with
@@ -206,7 +206,7 @@ def _follow(
     }
     strangers = [layer for layer in graph.layers if layer.node not in grids]
     if strangers:
-        grids |= round_layers(graph, few, ranges, target=target, layers=strangers)
+        grids |= round_layers(graph, ranges, observe(graph, few, strangers), target=target)
     said = (
         f"{graph.source.file}: {len(strangers)} layers are not in the ONNX file as such, and were planned by themselves"
     )

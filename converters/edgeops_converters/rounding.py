@@ -23,8 +23,8 @@ PAIR_LIMIT = 128
 """Largest sum of two neighbours of one sign: 255 · 128 < 2¹⁵."""
 
 _BLOCK = 64  # columns whose corrections are kept back and applied at once
-_SHRINK = np.linspace(1.0, 0.7, 7)  # of the scale, by clipping the largest weights
-_STRETCH = np.linspace(1.9, 1.1, 9)  # of the scale, so that pairs fit
+_SHRINK = np.linspace(1.0, 0.75, 5)  # of the scale, by clipping the largest weights
+_STRETCH = np.linspace(1.9, 1.1, 5)  # of the scale, so that pairs fit
 _DAMPING = 1e-3  # of the mean second moment, for inputs that never vary
 
 Codes = NDArray[np.int8]
