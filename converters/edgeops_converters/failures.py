@@ -21,7 +21,8 @@ _HINTS = (
     ),
     (
         re.compile(r"expected (m1|scalar type|mat1)|must have the same dtype|Expected tensor for argument|same dtype"),
-        "the dtype of what comes in is not that of the weights, which is {dtype}; call .float() on the model and give float32",
+        "the dtype of what comes in is not that of the weights, which is {dtype}; call .float() on the model and give float32 rows, "
+        "or scale them with --processing",
     ),
     (
         re.compile(r"mat1 and mat2|size mismatch|is invalid for input of size|Expected .*D .*input|Given groups"),

@@ -101,8 +101,8 @@ def check_alike(calibration: Samples, evaluation: Samples) -> None:
         other = evaluation.inputs[name]
         if (array.dtype, array.shape[1:]) != (other.dtype, other.shape[1:]):
             raise RecipeError(
-                f"{evaluation.where}: {name!r}: expected rows of {array.dtype} {list(array.shape[1:])} as in "
-                f"{calibration.where}, got {other.dtype} {list(other.shape[1:])}"
+                f"{name!r}: expected the same rows in both files, got {array.dtype} {list(array.shape[1:])} in "
+                f"{calibration.where} and {other.dtype} {list(other.shape[1:])} in {evaluation.where}"
             )
         _check_scale(name, calibration, evaluation)
 

@@ -216,7 +216,8 @@ def _open_onnx(path: Path, example: Tensors) -> Model:
         graph = onnx.load(str(path))
         onnx.checker.check_model(graph)
     except Exception as error:  # protobuf's, onnx's and the operating system's errors share no base class
-        raise ExportError(f"{path}: not a readable .onnx file: {str(error).strip() or type(error).__name__}") from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ExportError(f"{path}: not a readable .onnx file: {said}") from error
     initial = {tensor.name for tensor in graph.graph.initializer}
     inputs = tuple(_onnx_spec(value, onnx) for value in graph.graph.input if value.name not in initial)
     outputs = tuple(_onnx_spec(value, onnx) for value in graph.graph.output)

@@ -25,12 +25,14 @@ def scratch() -> Iterator[None]:
     kept = tempfile.tempdir
     _sweep(Path(tempfile.gettempdir()))
     try:
-        with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder:
-            with (Path(folder) / f"{_LOCK}.new").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                Path(lock.name).rename(Path(folder) / _LOCK)  # whoever sees it, sees it locked
-                tempfile.tempdir = folder
-                yield
+        with (
+            tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder,
+            (Path(folder) / f"{_LOCK}.new").open("w") as lock,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            Path(lock.name).rename(Path(folder) / _LOCK)  # whoever sees it, sees it locked
+            tempfile.tempdir = folder
+            yield
     finally:
         tempfile.tempdir = kept
         signal.signal(signal.SIGTERM, before)
