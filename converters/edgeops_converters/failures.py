@@ -21,8 +21,7 @@ _HINTS = (
     ),
     (
         re.compile(r"expected (m1|scalar type|mat1)|must have the same dtype|Expected tensor for argument|same dtype"),
-        "the dtype of what comes in is not that of the weights, which is {dtype}; call .float() on the model and give float32 rows, "
-        "or scale them with --processing",
+        "the weights are {dtype}, and what comes in is not; call .float() on the model and give float32 (--processing makes it)",
     ),
     (
         re.compile(r"mat1 and mat2|size mismatch|is invalid for input of size|Expected .*D .*input|Given groups"),
@@ -34,7 +33,7 @@ _HINTS = (
     ),
 )  # fmt: skip
 _OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'|Lowering not found: ([\w.]+)|target=torch\.ops\.([\w.]+)\]")
-_USER_LINE = re.compile(r'File "([^"]+)", line (\d+), in (\w+)\n\s+([^\n]+)')
+_USER_LINE = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)\n\s+([^\n]+)')
 _LIBRARY_PATHS = ("site-packages", "edgeops_converters")
 _MAX_CHARACTERS = 300
 

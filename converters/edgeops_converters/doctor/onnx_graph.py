@@ -14,12 +14,13 @@ from edgeops_converters.sources import Model
 from edgeops_converters.weights import named_weights
 
 _KINDS = {
-    "AveragePool": "avg_pool2d", "Clip": "clamp", "Concat": "cat", "Conv": "conv2d", "ConvTranspose": "conv_transpose2d",
+    "Clip": "clamp", "Concat": "cat", "Conv": "conv2d", "ConvTranspose": "conv_transpose2d",
     "Gather": "embedding", "GlobalAveragePool": "adaptive_avg_pool2d", "Gemm": "linear", "GRU": "gru", "GroupNormalization":
     "group_norm", "HardSigmoid": "hardsigmoid", "HardSwish": "hardswish", "InstanceNormalization": "instance_norm",
     "LayerNormalization": "layer_norm", "LSTM": "lstm", "LogSoftmax": "log_softmax", "PRelu": "prelu",
     "RMSNormalization": "rms_norm", "RNN": "rnn_tanh", "ReduceMax": "amax", "ReduceMean": "mean", "ReduceMin": "amin",
-    "ReduceSum": "sum", "CumSum": "cumsum",
+    "ReduceSum": "sum", "CumSum": "cumsum", "Greater": "gt", "GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le",
+    "MatMul": "matmul", "AveragePool": "avg_pool2d",
 }  # fmt: skip
 """Operators of ONNX whose counterpart in ATen is not the same name in snake case."""
 _VECTORS = {"pads": "padding", "strides": "stride", "axes": "dim", "mode": "mode"}
@@ -75,7 +76,7 @@ def _operator(node: Any, constants: Mapping[str, NDArray[Any]], ranks: Mapping[s
     if node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1] in constants:
         arguments["dim"] = constants[node.input[1]].tolist()
     return Operator(
-        kind=_kind(node),
+        kind=_kind(node, constants, arguments.get("mode")),
         layer=node.name or f"the {node.op_type} that gives {node.output[0]}",
         layer_kind=node.op_type,
         inputs=tuple(name for name in node.input if name and name not in constants),
@@ -85,7 +86,11 @@ def _operator(node: Any, constants: Mapping[str, NDArray[Any]], ranks: Mapping[s
     )
 
 
-def _kind(node: Any) -> str:  # noqa: ANN401 - onnx has no types
+def _kind(node: Any, constants: Mapping[str, NDArray[Any]], mode: object) -> str:  # noqa: ANN401 - onnx has no types
+    if node.op_type == "MatMul" and node.input[1] in constants:
+        return "linear"
+    if node.op_type == "Resize":
+        return "upsample_nearest2d" if mode == "nearest" else "upsample_bilinear2d"
     if node.domain not in {"", "ai.onnx"}:
         return f"{node.domain}::{node.op_type}"
     return _KINDS.get(node.op_type, re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node.op_type).lower())

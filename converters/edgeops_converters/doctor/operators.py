@@ -23,8 +23,9 @@ FLOAT_IN_ONNXRUNTIME = {
     "pow": "x * x has a kernel",
     "log_softmax": "leave it to the caller, or to --processing",
     "exp": "leave it to the caller if it is the last step", "log": "leave it to the caller if it is the last step",
-    "sqrt": "", "rsqrt": "", "abs": "", "erf": _PLAIN, "cumsum": "",
-    "amax": "max_pool2d has a kernel", "sum": "a mean over height and width has a kernel", "where": "",
+    "sqrt": "", "rsqrt": "", "reciprocal": "", "abs": "", "erf": _PLAIN, "cumsum": "",
+    "amax": "max_pool2d has a kernel", "sum": "a mean over height and width has a kernel",
+    "gt": "", "ge": "", "lt": "", "le": "",
     "conv_transpose2d": "upsample_nearest2d and a convolution have kernels",
     "upsample_bilinear2d": "nearest neighbour has a kernel",
     "lstm": "convolutions over time have kernels", "gru": "convolutions over time have kernels",
@@ -35,7 +36,8 @@ FLOAT_IN_LITERT = {
     "leaky_relu": _PLAIN, "elu": _PLAIN, "celu": _PLAIN, "selu": _PLAIN, "mish": _PLAIN, "softplus": _PLAIN,
     "log_softmax": "leave it to the caller, or to --processing",
     "exp": "leave it to the caller if it is the last step", "log": "leave it to the caller if it is the last step",
-    "abs": "", "amax": "max_pool2d has a kernel", "flip": "", "cumsum": "", "where": "",
+    "abs": "", "amax": "max_pool2d has a kernel", "flip": "", "cumsum": "",
+    "gt": "", "ge": "", "lt": "", "le": "",
     "conv3d": "convolutions over two axes have kernels",
 }  # fmt: skip
 """Likewise for the quantiser of TFLite."""
