@@ -19,6 +19,8 @@ from edgeops_converters.extras import quiet
 from edgeops_converters.quantizers.litert_graph import LitertFile
 from edgeops_converters.sources import open_model
 
+pytestmark = pytest.mark.slow  # one network with forty operators takes a minute to export
+
 F = nn.functional
 SIZE, CHANNELS = 6, 8
 ROWS = {"x": np.random.default_rng(0).random((8, 3, SIZE, SIZE), np.float32)}
@@ -52,6 +54,10 @@ OPERATORS = {
     "softmax": lambda x: x.softmax(1), "avg_pool2d": nn.AvgPool2d(2), "upsample_nearest2d": nn.Upsample(scale_factor=2),
     "matmul": lambda x: x @ x.relu().transpose(2, 3),
     "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x.relu(), x),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "mean_of_channels": lambda x: x.mean(1, keepdim=True).repeat(1, CHANNELS, 1, 1),
+    "reflection": nn.ReflectionPad2d(1),
+    "strided": nn.Conv2d(CHANNELS, CHANNELS, 3, stride=2, padding=1), "unpadded": nn.Conv2d(CHANNELS, CHANNELS, 3, stride=2),
     # what has kernels, so that the test can tell
     "relu": torch.relu, "relu6": F.relu6, "sigmoid": torch.sigmoid, "silu": F.silu, "max_pool2d": nn.MaxPool2d(2),
     "batch_norm": nn.BatchNorm2d(CHANNELS), "pad": nn.ZeroPad2d(1),
@@ -73,7 +79,7 @@ class Branches(nn.Module):
 
     def forward(self, x):
         return {
-            kind: after(OPERATORS[kind](before(x)))
+            f"output_of_{kind}": after(OPERATORS[kind](before(x)))
             for kind, before, after in zip(self.kinds, self.before, self.after, strict=True)
         }
 
@@ -108,7 +114,9 @@ def in_float_in_onnxruntime(kinds, folder):
     givers = {name: node for node in graph.node for name in node.output}
     found = set()
     for kind in kinds:
-        between = ancestors(givers[kind].input[0], lambda name: givers[name].input if name in givers else ())
+        between = ancestors(
+            givers[f"output_of_{kind}"].input[0], lambda name: givers[name].input if name in givers else ()
+        )
         if any(givers[name].op_type == "DequantizeLinear" for name in between if name in givers):
             found.add(kind)
     return found
@@ -149,13 +157,19 @@ def in_float_in_litert(kinds, folder):
 
 
 def test_the_table_of_onnxruntime_is_what_it_does(tmp_path):
-    kinds = [*FLOAT_IN_ONNXRUNTIME, *REWRITTEN, *INTEGER, "leaky_relu", "softmax", "upsample_nearest2d", "avg_pool2d"]
-    assert in_float_in_onnxruntime(kinds, tmp_path) == {*FLOAT_IN_ONNXRUNTIME, *REWRITTEN}
+    in_float = {*FLOAT_IN_ONNXRUNTIME, *REWRITTEN, "mean", "mean_of_channels", "reflection"}
+    in_integers = {*INTEGER, "leaky_relu", "softmax", "upsample_nearest2d", "avg_pool2d", "strided"}
+    assert in_float_in_onnxruntime(sorted(in_float | in_integers), tmp_path) == in_float
 
 
 def test_the_table_of_litert_is_what_it_does(tmp_path):
     kinds = [kind for kind in FLOAT_IN_LITERT if kind != "conv3d"]
     assert in_float_in_litert([*kinds, *INTEGER, "hardswish", "gelu", "layer_norm"], tmp_path) == set(kinds)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("strided", 1), ("unpadded", 0)])
+def test_a_stride_with_padding_on_both_sides_is_padded_apart_in_tflite(kind, count, tmp_path):
+    assert operators(quantized_for_litert([kind], tmp_path)).count("PAD") == count
 
 
 @pytest.mark.parametrize("kind", sorted(OUTSIDE_XNNPACK))
@@ -169,7 +183,12 @@ def test_what_xnnpack_has_kernels_for_is_one_part(tmp_path):
 
 def parts(kind, folder):
     """How many parts of the file XNNPACK took."""
+    return operators(quantized_for_litert([kind], folder)).count("DELEGATE")
+
+
+def operators(path):
+    """What LiteRT runs; a part that XNNPACK took is a ``DELEGATE``, besides the operators that are in it."""
     with quiet():
-        interpreter = Interpreter(model_path=str(quantized_for_litert([kind], folder)))
+        interpreter = Interpreter(model_path=str(path))
         interpreter.allocate_tensors()
-    return [one["op_name"] for one in interpreter._get_ops_details()].count("DELEGATE")
+    return [one["op_name"] for one in interpreter._get_ops_details()]
