@@ -51,7 +51,7 @@ def examine(
         source: As :func:`edgeops_converters.convert` takes it.
         data: Calibration rows, as the model itself takes them; without them the source has to say what it takes.
         formats: Of ``onnx``, ``tflite``.
-        target: ``x86`` or ``arm``; this machine when ``None``.
+        target: ``x86``, ``x86-vnni`` or ``arm``; this machine when ``None``.
         allow_pickle: Load a pickled module, which can run any code.
         on_step: Told the name of each step when it begins.
 
