@@ -26,7 +26,11 @@ _COLOURS = {Level.BLOCKS: "red", Level.COSTS: "yellow", Level.NOTE: "blue"}
     "--data", type=click.Path(path_type=Path, dir_okay=False), help="Calibration rows (.npz), as for convert."
 )
 @click.option("--formats", default="onnx,tflite", show_default=True, callback=split, help="What is to be written.")
-@click.option("--target", type=click.Choice([str(target) for target in Target]), help="CPU that it is for; this machine's by default.")
+@click.option(
+    "--target",
+    type=click.Choice([str(target) for target in Target]),
+    help="CPU that it is for; this machine's by default.",
+)
 @click.option("--allow-pickle", is_flag=True, help="Load a pickled module (.pt), which can run any code.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor_command(

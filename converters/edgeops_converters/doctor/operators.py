@@ -99,13 +99,13 @@ def _rewritten(operator: Operator) -> Iterator[Finding]:
 
 
 def _mean(operator: Operator) -> Iterator[Finding]:
-    if operator.kind == "adaptive_avg_pool2d" and operator.layer_kind == "GlobalAveragePool":
-        return
+    # torch exports a pooling to one place as a mean; ONNX files have an operator of their own, which is integer.
+    is_global_pool = operator.kind == "adaptive_avg_pool2d" and operator.arguments.get("output_size") == [1, 1]
     if operator.kind == "mean" and operator.arguments.get("dim") not in _SPACE:
         what = "a mean over other axes than height and width has no integer kernel: it runs in float"
         change = "take the mean over height and width, or over a layout in which those are the axes"
         yield found(operator, level=Level.COSTS, rule="mean", where=Where.ONNXRUNTIME, what=what, change=change)
-    elif operator.kind == "mean" and operator.rank == _IMAGE_RANK:
+    elif is_global_pool or (operator.kind == "mean" and operator.rank == _IMAGE_RANK):
         what = "onnxruntime has no integer ReduceMean; EdgeOps rewrites this to a global average pooling"
         yield found(operator, level=Level.NOTE, rule="mean", where=Where.ONNXRUNTIME, what=what)
 

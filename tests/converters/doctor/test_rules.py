@@ -62,6 +62,13 @@ def test_an_operator_is_named_with_its_layer_and_the_runtime_that_it_hurts(middl
     assert (rule, "2") not in findings_of(network(nn.ReLU6()))
 
 
+def test_a_global_pooling_is_rewritten_however_it_is_written():
+    written = network()
+    assert findings_of(written)["mean", "3"].level is Level.NOTE
+    written[3] = Call(lambda x: x.mean((2, 3), keepdim=True))
+    assert findings_of(written)["mean", "3"].level is Level.NOTE
+
+
 def test_a_line_of_forward_is_named_by_its_code():
     finding = findings_of(network(Call(lambda x: x - x.sigmoid())))["falls-back-to-float", "2"]
     assert "test_rules.py line" in finding.line
