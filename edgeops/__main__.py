@@ -19,6 +19,12 @@ COMMANDS = {
         "Compress a model and write a signed bundle.",
     ),
     "compare": ("edgeops_converters.cli.compare", "compare_command", "convert", "Set two bundles side by side."),
+    "doctor": (
+        "edgeops_converters.cli.doctor",
+        "doctor_command",
+        "convert",
+        "Say what a conversion would meet, and what to change.",
+    ),
     "inspect": ("edgeops.inspection", "inspect_command", "", "Show what a bundle is, and verify it."),
     "keys": ("edgeops.inspection", "keys_group", "", "Make and show signing keys."),
     "serve": ("edgeops_runtime.cli", "serve_command", "device", "Serve one bundle over local HTTP."),

@@ -39,6 +39,7 @@ from edgeops_converters.samples import Samples, SampleSource, check_alike, read_
 from edgeops_converters.sources import Model, open_model
 from edgeops_converters.steps import Steps
 from edgeops_converters.targets import parse_target, this_machine
+from edgeops_converters.weights import check_finite
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +75,7 @@ def convert(
     parent: str | None = None,
     dataset: str | None = None,
     license: str = "",  # noqa: A002 - the manifest's word
+    allow_pickle: bool = False,
     force: bool = False,
     min_int8: float = 0.0,
     on_step: Callable[[str], None] | None = None,
@@ -99,6 +101,7 @@ def convert(
         parent: Manifest digest of the bundle that this one was retrained from.
         dataset: Digest of the dataset that it was retrained on.
         license: SPDX expression of the model.
+        allow_pickle: Load a pickled module (``.pt``), which can run any code.
         force: Keep a variant that the gate refuses; the report says so.
         min_int8: Least share of convolutions and matrix products that the engine must run in integers, in per cent.
         on_step: Told the name of each step when it begins.
@@ -136,13 +139,16 @@ def convert(
             calibration, held_out = _read_data(data, evaluation, recipe)
             ranged = _preprocessed(calibration, recipe)
         with steps.step("open the source"):
-            model = open_model(source, _example(ranged))
+            model = open_model(source, _example(ranged), allow_pickle=allow_pickle)
+            check_finite(model)
             recipe, notes = _possible(recipe, model)
             exam = _exam(held_out, model, recipe)
         with steps.step("answers of the source"):
             original = exam.ask(model.answer, batch=model.batch)
             if not original.is_finite:
-                raise ExportError(f"{model.label}: answers NaN or Inf on the evaluation data; look at its weights")
+                raise ExportError(
+                    f"{model.label}: answers NaN or Inf on the evaluation data, though its weights are numbers; a layer overflows"
+                )
         artifacts = _artifacts(model, ranged, recipe, scratch, steps=steps)
         kept = admitted(measure(artifacts, exam, original, recipe=recipe, steps=steps), recipe)
         with steps.step("drift reference"):

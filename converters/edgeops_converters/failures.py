@@ -2,6 +2,8 @@
 
 import re
 import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ _HINTS = (
     ),
     (
         re.compile(r"expected (m1|scalar type|mat1)|must have the same dtype|Expected tensor for argument|same dtype"),
-        "the dtype of the rows is not that of the weights; most models take float32",
+        "the weights are {dtype}, and what comes in is not; call .float() on the model and give float32 (--processing makes it)",
     ),
     (
         re.compile(r"mat1 and mat2|size mismatch|is invalid for input of size|Expected .*D .*input|Given groups"),
@@ -31,12 +33,36 @@ _HINTS = (
     ),
 )  # fmt: skip
 _OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'|Lowering not found: ([\w.]+)|target=torch\.ops\.([\w.]+)\]")
-_USER_LINE = re.compile(r'File "([^"]+)", line (\d+), in (\w+)\n\s+([^\n]+)')
+_USER_LINE = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)\n\s+([^\n]+)')
 _LIBRARY_PATHS = ("site-packages", "edgeops_converters")
 _MAX_CHARACTERS = 300
 
 
-def explain(error: BaseException, module: "nn.Module") -> str:
+@dataclass(frozen=True)
+class Explanation:
+    """What a failure means.
+
+    Attributes:
+        layer: Path of the layer in the user's model; empty for the outermost module.
+        kind: Its class; empty when no layer is known.
+        line: The user's own line, where the library has kept it.
+        said: What the library says.
+        change: What to change, as far as known.
+    """
+
+    layer: str
+    kind: str
+    line: str
+    said: str
+    change: str
+
+    def __str__(self) -> str:
+        place = f"layer {self.layer!r} ({self.kind})" if self.layer else self.kind
+        message = ": ".join(part for part in (place, self.line, self.said) if part)
+        return f"{message}; {self.change}" if self.change else message
+
+
+def explain(error: BaseException, module: "nn.Module") -> Explanation:
     """One sentence for a failure while running or exporting a module.
 
     Args:
@@ -44,16 +70,26 @@ def explain(error: BaseException, module: "nn.Module") -> str:
         module: The user's model, to name the layer.
 
     Returns:
-        ``layer 'a.b' (Linear), file.py line 3: what the library says (operator …); what to change``, as far as known.
+        As a string ``layer 'a.b' (Linear): file.py line 3: what the library says (operator …); what to change``.
     """
     text = "\n".join(str(link) for link in _chain(error))
-    parts = [_layer(error, module), _line(text), _summary(error)]
+    said = _summary(error)
     operators = [next(filter(None, match)) for match in _OPERATOR.findall(text)]
     if operators:
-        parts.append(f"operator {operators[-1].removesuffix('.default')}")
-    message = ": ".join(part for part in parts if part)
-    hint = next((hint for pattern, hint in _HINTS if pattern.search(text)), "")
-    return f"{message}; {hint}" if hint else message
+        said = f"{said}: operator {operators[-1].removesuffix('.default')}"
+    name, layer = _layer(error, module)
+    return Explanation(
+        layer="" if name == "module" else name.removeprefix("module."),
+        kind="" if layer is None else type(layer).__name__,
+        line=user_line(text),
+        said=said,
+        change=next((hint for pattern, hint in _HINTS if pattern.search(text)), "").format(dtype=_weight_dtype(layer)),
+    )
+
+
+def _weight_dtype(layer: "nn.Module | None") -> str:
+    weight = next(iter(layer.parameters()), None) if layer is not None else None
+    return str(weight.dtype).removeprefix("torch.") if weight is not None else "another"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -72,18 +108,15 @@ def _summary(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _layer(error: BaseException, module: "nn.Module") -> str:
-    """The innermost layer of the user's model in whose ``forward`` it happened."""
-    names = {id(layer): name for name, layer in module.named_modules()}
+def _layer(error: BaseException, module: "nn.Module") -> "tuple[str, nn.Module | None]":
+    """The innermost layer of the user's model in whose ``forward`` it happened; ours around the whole is called ``module``."""
+    layers = {name: layer for name, layer in module.named_modules() if name}
+    names = {id(layer): name for name, layer in layers.items()}
     found = ""
     for link in _chain(error):
         for frame in _frames(link.__traceback__):
-            layer = frame.get("self")
-            if names.get(id(layer)):
-                found = _said(names[id(layer)], layer)
-            elif traced := _traced_layer(frame, {name: layer for name, layer in module.named_modules() if name}):
-                found = traced
-    return found
+            found = names.get(id(frame.get("self"))) or _traced_layer(frame, layers) or found
+    return found, layers.get(found)
 
 
 def _traced_layer(frame: dict[str, Any], layers: "dict[str, nn.Module]") -> str:
@@ -93,23 +126,33 @@ def _traced_layer(frame: dict[str, Any], layers: "dict[str, nn.Module]") -> str:
     for path, _ in reversed((stack or {}).values()):
         for name in sorted(layers, key=len, reverse=True):
             if str(path).replace("']", "").endswith(f".{name}") or path == name:
-                return _said(name, layers[name])
+                return name
     return ""
 
 
-def _said(name: str, layer: object) -> str:
-    """A layer as its author names it; ours around the whole is called ``module``."""
-    return (
-        type(layer).__name__ if name == "module" else f"layer {name.removeprefix('module.')!r} ({type(layer).__name__})"
-    )
+def own_layer(stack: Mapping[str, Any]) -> tuple[str, str]:
+    """The layer that a node of an exported graph came from, as its author names it.
+
+    Args:
+        stack: The node's ``nn_module_stack``.
+
+    Returns:
+        Path in the model and class; the path is empty for the outermost module.
+
+    >>> own_layer({"L['self']": ("", "nets.Net"), "L['self'].stem": ("stem", "torch.nn.modules.conv.Conv2d")})
+    ('stem', 'Conv2d')
+    """
+    path, kind = next(reversed(list(stack.values())), ("", ""))
+    name = kind if isinstance(kind, str) else kind.__qualname__
+    return str(path).removeprefix("module").removeprefix("."), name.rpartition(".")[2]
 
 
 def _frames(trace: TracebackType | None) -> list[dict[str, Any]]:
     return [frame.f_locals for frame, _ in traceback.walk_tb(trace)]
 
 
-def _line(text: str) -> str:
-    """The user's own line, where the library has kept it."""
+def user_line(text: str) -> str:
+    """The innermost line of the user's own in a stack trace, where the library has kept it."""
     lines = [match for match in _USER_LINE.findall(text) if not any(path in match[0] for path in _LIBRARY_PATHS)]
     if not lines:
         return ""

@@ -21,6 +21,8 @@ from edgeops.tensors import PROTOCOL_NAMES
 LABELS = "labels"
 STRATUM = "stratum"
 _FEWEST_ROWS = 2
+_LARGEST_RATIO = 16.0
+"""Of the root mean squares of two sets of rows; beyond it half of the eight bits of one are of no use to the other."""
 
 SampleSource = str | Path | Mapping[str, NDArray[Any]]
 
@@ -99,9 +101,38 @@ def check_alike(calibration: Samples, evaluation: Samples) -> None:
         other = evaluation.inputs[name]
         if (array.dtype, array.shape[1:]) != (other.dtype, other.shape[1:]):
             raise RecipeError(
-                f"{evaluation.where}: {name!r}: expected rows of {array.dtype} {list(array.shape[1:])} as in "
-                f"{calibration.where}, got {other.dtype} {list(other.shape[1:])}"
+                f"{name!r}: expected the same rows in both files, got {array.dtype} {list(array.shape[1:])} in "
+                f"{calibration.where} and {other.dtype} {list(other.shape[1:])} in {evaluation.where}"
             )
+        _check_scale(name, calibration, evaluation)
+
+
+def is_constant(array: NDArray[Any]) -> bool:
+    """Whether all rows hold one and the same value, of which no range can be learned.
+
+    >>> is_constant(np.zeros((4, 2))), is_constant(np.eye(2))
+    (True, False)
+    """
+    return bool((array == array.flat[0]).all())
+
+
+def _check_scale(name: str, calibration: Samples, evaluation: Samples) -> None:
+    """Calibration rows that look nothing like the held-out rows set ranges that do not fit them."""
+    given, held_out = calibration.inputs[name], evaluation.inputs[name]
+    if is_constant(given) and not is_constant(held_out):
+        raise RecipeError(
+            f"{calibration.where}: {name!r}: expected rows that look like those of {evaluation.where}, "
+            f"got the one value {given.flat[0]} everywhere"
+        )
+    if not np.issubdtype(given.dtype, np.floating):
+        return
+    sizes = [float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) for array in (given, held_out)]
+    if max(sizes) > _LARGEST_RATIO * min(sizes) > 0:
+        spans = [f"{array.min():.4g} to {array.max():.4g}" for array in (given, held_out)]
+        raise RecipeError(
+            f"{calibration.where}: {name!r}: expected values on the scale of {evaluation.where} ({spans[1]}), "
+            f"got {spans[0]}; were they divided by 255 in one of the two only?"
+        )
 
 
 def _read(source: SampleSource, what: str) -> tuple[str, dict[str, NDArray[Any]]]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BATCH = "batch"
 """Name of the first dimension of every input and output."""
 _OUTPUT = "output"
+_PICKLES = {".pt", ".pth", ".pkl", ".ckpt"}
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ class Model:
     onnx: Path | None = None
 
 
-def open_model(source: "nn.Module | str | Path", example: Tensors) -> Model:
+def open_model(source: "nn.Module | str | Path", example: Tensors, *, allow_pickle: bool = False) -> Model:
     """Open a source and run it on a few rows.
 
     Args:
         source: A module, ``file.py:function``, a ``.pt2`` or an ``.onnx`` file.
         example: At least two rows of every input, as the model itself takes them.
+        allow_pickle: Load a pickled module (``.pt``), which can run any code.
 
     Raises:
         ExportError: There is no such file or function, it gives no module in eval mode, or the module fails on the rows.
@@ -80,6 +82,8 @@ def open_model(source: "nn.Module | str | Path", example: Tensors) -> Model:
         return _open_module(
             _make(Path(path), function), example, label=str(source), directory=Path(path).absolute().parent
         )
+    if kind in _PICKLES and allow_pickle:
+        return _open_module(_unpickle(Path(path)), example, label=str(source), directory=Path(path).absolute().parent)
     if kind not in {".pt2", ".onnx"}:
         raise ExportError(f"{source}: expected file.py:function, a .pt2 exported program or an .onnx file{_hint(kind)}")
     if not Path(path).is_file():
@@ -88,28 +92,64 @@ def open_model(source: "nn.Module | str | Path", example: Tensors) -> Model:
 
 
 def _hint(kind: str) -> str:
-    if kind in {".pt", ".pth", ".pkl", ".ckpt"}:
-        return "; a pickle can run any code when it is loaded, so write torch.export.save(program, 'model.pt2') instead"
+    if kind in _PICKLES:
+        return (
+            "; a pickle can run any code when it is loaded, so write torch.export.save(program, 'model.pt2') instead, "
+            "or say --allow-pickle if you made this file yourself"
+        )
     if kind == ".tflite":
         return "; a .tflite has lost what a faithful conversion needs, give the model that it was made from"
     return ""
+
+
+def _unpickle(path: Path) -> "nn.Module":
+    """Load a module that ``torch.save`` wrote whole; the caller has allowed it."""
+    torch = load("torch")
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    with _importable(path.absolute().parent):
+        try:
+            with quiet():
+                found = torch.load(str(path), map_location="cpu", weights_only=False)
+        except Exception as error:  # a pickle raises whatever the code in it raises
+            raise ExportError(
+                f"{path}: cannot be unpickled: {type(error).__name__}: {error}; the classes of the model must be importable "
+                f"from {path.absolute().parent}, so give file.py:function if they were defined in a script"
+            ) from error
+    if isinstance(found, torch.jit.ScriptModule) or not isinstance(found, torch.nn.Module):
+        keys = f" with the keys {', '.join(map(str, list(found)[:5]))}" if isinstance(found, Mapping) else ""
+        raise ExportError(
+            f"{path}: expected a torch.nn.Module that torch.save wrote whole, got {type(found).__name__}{keys}; "
+            "give file.py:function, with a function that makes the module and loads this into it"
+        )
+    return found  # type: ignore[no-any-return]  # checked above, through a lazily loaded class
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import the user's file, which may import its neighbours.
+
+    Raises:
+        ExportError: There is none, or it raises.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    with _importable(path.absolute().parent):
+        try:
+            return _import(path)
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise ExportError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _make(path: Path, function: str) -> "nn.Module":
     """Import the user's file and call the function that makes the model."""
     if not function:
         raise ExportError(f"{path}: expected file.py:function, with a function that returns the model")
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file")
+    module = import_file(path)
+    make = getattr(module, function, None)
+    if not callable(make):
+        known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        raise ExportError(f"{path}: no function {function!r}; it has {', '.join(known) or 'none'}")
     with _importable(path.absolute().parent):
-        try:
-            module = _import(path)
-        except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise ExportError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
-        make = getattr(module, function, None)
-        if not callable(make):
-            known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
-            raise ExportError(f"{path}: no function {function!r}; it has {', '.join(known) or 'none'}")
         try:
             made = make()
         except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -176,7 +216,8 @@ def _open_onnx(path: Path, example: Tensors) -> Model:
         graph = onnx.load(str(path))
         onnx.checker.check_model(graph)
     except Exception as error:  # protobuf's, onnx's and the operating system's errors share no base class
-        raise ExportError(f"{path}: not a readable .onnx file: {str(error).strip() or type(error).__name__}") from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ExportError(f"{path}: not a readable .onnx file: {said}") from error
     initial = {tensor.name for tensor in graph.graph.initializer}
     inputs = tuple(_onnx_spec(value, onnx) for value in graph.graph.input if value.name not in initial)
     outputs = tuple(_onnx_spec(value, onnx) for value in graph.graph.output)

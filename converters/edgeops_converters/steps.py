@@ -1,10 +1,13 @@
 """The steps of a conversion: told as they begin, and timed."""
 
 import contextlib
+import errno
 import tempfile
 from collections.abc import Callable, Iterator
 
-from edgeops.errors import TransientError
+from edgeops.errors import EdgeOpsError, TransientError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Steps:
@@ -31,6 +34,11 @@ class Steps:
         begin = self._clock()
         try:
             yield
+        except EdgeOpsError as error:
+            # The libraries' exceptions are translated where they are met; that the disk was full is known only here.
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+                raise TransientError(f"{name}: {error.__cause__} (in {tempfile.gettempdir()})") from error
+            raise
         except OSError as error:
             # Writing to an open file names none.
             where = "" if error.filename is not None else f" (in {tempfile.gettempdir()}, or where the bundle is to be)"

@@ -85,7 +85,8 @@ def test_no_library_reports_its_use(folder, onnx_source):
     assert not (scratch / ".ses").exists(), "the session file of onnxruntime's telemetry"
 
 
-def test_an_interrupted_conversion_leaves_nothing(folder):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_conversion_leaves_nothing(folder, number, code):
     scratch = folder / "scratch"
     scratch.mkdir()
     process = subprocess.Popen(
@@ -95,9 +96,22 @@ def test_an_interrupted_conversion_leaves_nothing(folder):
     with process:
         for line in process.stderr:
             if "export onnx" in line:
-                process.send_signal(signal.SIGINT)
-    assert process.returncode == 130
+                process.send_signal(number)
+    assert process.returncode == code
     assert not list(scratch.glob("edgeops-*"))
+    assert not (folder / "bundle").exists()
+
+
+def test_a_file_that_cannot_grow_is_said_as_such_and_leaves_nothing(folder, onnx_source):
+    limit = (
+        "import os, resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, (8000, 8000)); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limit, EDGEOPS, "convert", onnx_source, *usual()],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "export onnx: [Errno 27] File too large" in done.stderr
     assert not (folder / "bundle").exists()
 
 

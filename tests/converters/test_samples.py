@@ -101,7 +101,7 @@ def test_both_sets_must_have_the_same_rows():
     for other, message in (
         ({"y": rows()}, r"\['x'\]"),
         ({"x": rows(size=2)}, "'x'"),
-        ({"x": rows().astype("i4")}, "i"),
+        ({"x": rows().astype("i4")}, r"'x': expected the same rows in both files, got float32 \[3\].* and int32 \[3\]"),
     ):
         with pytest.raises(RecipeError, match=message):
             check_alike(calibration, read_evaluation(other))
@@ -119,3 +119,18 @@ def test_the_digest_changes_with_every_part():
     }
     assert len(digests) == 4
     assert base.digest() == read_evaluation({"x": rows(), "labels": np.zeros(4, np.int64)}).digest()
+
+
+@pytest.mark.parametrize("factor", [255, 1 / 255])
+def test_rows_of_another_scale_are_refused(factor):
+    calibration = read_calibration({"x": rows() * np.float32(factor)})
+    with pytest.raises(RecipeError, match=r"'x': expected values on the scale of .*divided by 255"):
+        check_alike(calibration, read_evaluation({"x": rows()}))
+    check_alike(read_calibration({"x": rows() * 4}), read_evaluation({"x": rows()}))
+
+
+def test_an_input_that_never_changes_is_refused_unless_it_never_does():
+    constant = {"x": np.full((4, 3), 0.5, np.float32)}
+    with pytest.raises(RecipeError, match=r"'x': expected rows that look like those of .*one value 0\.5"):
+        check_alike(read_calibration(constant), read_evaluation({"x": rows()}))
+    check_alike(read_calibration(constant), read_evaluation(constant))

@@ -1,6 +1,10 @@
 """Opening a source: every kind, and every way in which one can be wrong."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -9,6 +13,7 @@ from edgeops.errors import ExportError, RecipeError
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sources import open_model
+from edgeops_converters.weights import check_finite
 
 ROWS = {"x": np.random.default_rng(0).random((5, 6), np.float32)}
 
@@ -160,3 +165,84 @@ def test_a_failure_in_the_outermost_layer_has_the_name_of_its_class(tmp_path):
     model = open_model(Picky().eval(), ROWS)
     with pytest.raises(ExportError, match=r"does not export to ONNX: Picky: .*depends on the values of the input"):
         EXPORTERS["onnx"].export(model, ROWS, tmp_path / "model.onnx")
+
+
+def test_a_pickled_module_is_loaded_when_that_is_allowed(linear, tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(linear, path)
+    with pytest.raises(ExportError, match=r"a pickle can run any code.*--allow-pickle"):
+        open_model(path, ROWS)
+    expected = linear(torch.from_numpy(ROWS["x"])).detach().numpy()
+    np.testing.assert_array_equal(open_model(path, ROWS, allow_pickle=True).answer(ROWS)["output"], expected)
+
+
+def test_a_pickle_that_is_not_allowed_runs_nothing(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "it-ran",))
+
+    torch.save(Bomb(), tmp_path / "model.pt")
+    with pytest.raises(ExportError, match="--allow-pickle"):
+        open_model(tmp_path / "model.pt", ROWS)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"state_dict": {}, "epoch": 3}, "got dict with the keys state_dict, epoch; give file.py:function"),
+        (torch.zeros(3), "got Tensor"),
+        (b"no pickle", "cannot be unpickled"),
+    ],
+)
+def test_a_pickle_that_holds_no_module_is_explained(tmp_path, content, said):
+    path = tmp_path / "model.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ExportError, match=said):
+        open_model(path, ROWS, allow_pickle=True)
+
+
+@pytest.fixture
+def stored_apart(onnx_source, tmp_path):
+    """An ``.onnx`` whose weights lie in a file beside it."""
+    path = tmp_path / "folder" / "model.onnx"
+    path.parent.mkdir()
+    onnx.save(onnx.load(onnx_source), path, save_as_external_data=True, location="weights.bin", size_threshold=500)
+    return path
+
+
+def test_weights_beside_an_onnx_file_are_read(stored_apart, onnx_source, evaluation):
+    rows = {"image": evaluation["image"][:4]}
+    answered, expected = (open_model(path, rows).answer(rows)["output"] for path in (stored_apart, onnx_source))
+    np.testing.assert_array_equal(answered, expected)
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "{folder}/weights.bin", "gone.bin", "link.bin"])
+def test_weights_outside_the_folder_of_an_onnx_file_are_refused(stored_apart, location, evaluation):
+    folder = stored_apart.parent
+    shutil.copy(folder / "weights.bin", folder.parent)
+    (folder / "link.bin").symlink_to(folder.parent / "weights.bin")
+    model = onnx.load(stored_apart, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location.format(folder=folder)
+    stored_apart.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=r"model\.onnx: not a readable \.onnx file: .*weight"):
+        open_model(stored_apart, {"image": evaluation["image"][:4]})
+
+
+def test_rows_of_another_dtype_than_the_weights_are_explained_with_the_layer(linear):
+    with pytest.raises(ExportError, match=r"layer '0' \(Linear\).*the weights are float64, and what comes in is not"):
+        open_model(linear.double(), ROWS)
+
+
+def test_a_weight_that_is_no_number_is_named(linear):
+    check_finite(open_model(linear, ROWS))
+    with torch.no_grad():
+        linear[0].weight[1, 2] = float("nan")
+    with pytest.raises(ExportError, match=r"weight '0\.weight': 1 of 18 values are NaN or Inf"):
+        check_finite(open_model(linear, ROWS))

@@ -15,6 +15,7 @@ from edgeops.errors import ConfigError
 from edgeops.files import DIGEST_PATTERN
 from edgeops.manifest import Interval, Operator
 from edgeops.signing import SigningKey
+from edgeops_converters.cli.scratch import scratch
 from edgeops_converters.convert import Conversion, convert
 from edgeops_converters.extras import load
 from edgeops_converters.report import VariantReport, encode_report
@@ -27,7 +28,8 @@ class _Processing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     postprocess: tuple[Operator, ...] = ()
 
 
-def _split(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def split(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    """A click callback: words between commas."""
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
@@ -50,12 +52,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--name", required=True, help="Name of the model.")
 @click.option("--version", required=True, help="Version of the model: major.minor.patch.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
-@click.option("--formats", default="onnx,tflite", show_default=True, callback=_split, help="What to write.")
+@click.option("--formats", default="onnx,tflite", show_default=True, callback=split, help="What to write.")
 @click.option(
     "--precisions",
     default="float,int8",
     show_default=True,
-    callback=_split,
+    callback=split,
     help="What to write: float, int8, float16, int8-weights, int4-weights, dynamic, int16.",
 )
 @click.option(
@@ -78,6 +80,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--parent", callback=_digest, metavar="DIGEST", help="The bundle that this model was retrained from.")
 @click.option("--dataset", callback=_digest, metavar="DIGEST", help="The dataset that it was retrained on.")
 @click.option("--license", "license_", default="", help="SPDX expression of the model.")
+@click.option("--allow-pickle", is_flag=True, help="Load a pickled module (.pt), which can run any code.")
 @click.option("--force", is_flag=True, help="Keep a variant that the gate refuses; the report says so.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
 def convert_command(
@@ -100,6 +103,7 @@ def convert_command(
     parent: str | None,
     dataset: str | None,
     license_: str,
+    allow_pickle: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -111,7 +115,7 @@ def convert_command(
     labels = _read_labels(labels_file) if labels_file is not None else ()
     keys = [SigningKey.load(path) for path in key_files]
     # What the user's code prints is no part of the figures.
-    with _progress() as on_step, redirect_stdout(sys.stderr):
+    with scratch(), progress() as on_step, redirect_stdout(sys.stderr):
         conversion = convert(
             source,
             data=data,
@@ -132,6 +136,7 @@ def convert_command(
             parent=parent,
             dataset=dataset,
             license=license_,
+            allow_pickle=allow_pickle,
             force=force,
             on_step=on_step,
         )
@@ -159,22 +164,22 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress() -> Iterator[Callable[[str], None]]:
     """Tell the steps on standard error: a spinner with times on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
         begin = time.monotonic()
         yield lambda step: click.echo(f"{time.monotonic() - begin:6.1f} s  {step}", err=True)
         return
-    progress = load("rich.progress")
+    rich = load("rich.progress")
     # The libraries' native log lines are kept off descriptor 2; the display needs one of its own.
     with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as terminal:
         console = load("rich.console").Console(file=terminal, force_terminal=True)
         columns = (
-            progress.SpinnerColumn(finished_text="✓"),
-            progress.TextColumn("{task.description}"),
-            progress.TimeElapsedColumn(),
+            rich.SpinnerColumn(finished_text="✓"),
+            rich.TextColumn("{task.description}"),
+            rich.TimeElapsedColumn(),
         )
-        with progress.Progress(*columns, console=console) as display:
+        with rich.Progress(*columns, console=console) as display:
             yield _stepper(display)
             _finish_last(display)
 
