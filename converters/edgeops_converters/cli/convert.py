@@ -78,6 +78,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--parent", callback=_digest, metavar="DIGEST", help="The bundle that this model was retrained from.")
 @click.option("--dataset", callback=_digest, metavar="DIGEST", help="The dataset that it was retrained on.")
 @click.option("--license", "license_", default="", help="SPDX expression of the model.")
+@click.option("--requantize", is_flag=True, help="Quantise a file that is int8 already anew, rather than keep it.")
 @click.option("--force", is_flag=True, help="Keep a variant that the gate refuses; the report says so.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
 def convert_command(
@@ -100,12 +101,13 @@ def convert_command(
     parent: str | None,
     dataset: str | None,
     license_: str,
+    requantize: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Compress a model, prove that it is still the model, and write a signed bundle.
 
-    SOURCE is file.py:function (returns an nn.Module in eval mode), a .pt2 exported program, or an .onnx file (ONNX out only).
+    SOURCE is file.py:function (returns an nn.Module in eval mode), a .pt2 exported program, an .onnx or a .tflite file.
     """
     processing = _read_processing(processing_file) if processing_file is not None else _Processing()
     labels = _read_labels(labels_file) if labels_file is not None else ()
@@ -132,6 +134,7 @@ def convert_command(
             parent=parent,
             dataset=dataset,
             license=license_,
+            requantize=requantize,
             force=force,
             on_step=on_step,
         )
