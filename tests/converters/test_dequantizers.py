@@ -7,7 +7,7 @@ from edgeops_converters.audit import audit
 from edgeops_converters.dequantizers import DEQUANTIZERS
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.fidelity import sqnr_db
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import quantize
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sources import READERS, as_float, in_float, open_model
 from edgeops_converters.targets import Target
@@ -19,7 +19,7 @@ def quantized(request, network, evaluation, tmp_path_factory):
     folder, form = tmp_path_factory.mktemp("quantized"), request.param
     rows = {"image": evaluation["image"][:100]}
     exported = EXPORTERS[form].export(open_model(network, rows), rows, folder / f"float.{form}")
-    made = QUANTIZERS[form].quantize(exported, rows, folder / f"int8.{form}", cpu=Target.X86)
+    made = quantize(exported, rows, folder / f"int8.{form}", cpu=Target.X86)
     return made.path, rows, run_rows(exported.open().run, rows, batch=exported.batch)["output"]
 
 
@@ -42,7 +42,7 @@ def test_a_float_form_can_be_quantised_anew(quantized, tmp_path):
     path, rows, original = quantized
     model = open_model(path, rows)
     exported = EXPORTERS[model.file.format].export(in_float(model, rows), rows, tmp_path / "float")
-    again = QUANTIZERS[exported.format].quantize(exported, rows, tmp_path / "int8", cpu=Target.X86)
+    again = quantize(exported, rows, tmp_path / "int8", cpu=Target.X86)
     given = run_rows(again.open().run, rows, batch=again.batch)
     assert sqnr_db({next(iter(given)): original}, given) > 20
 

@@ -11,7 +11,7 @@ import pytest
 from edgeops.errors import ExportError
 from edgeops_converters.exporters import EXPORTERS, onnx2tf
 from edgeops_converters.litert_file import packed, parse_litert
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import quantize
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sources import open_model
 from edgeops_converters.targets import Target
@@ -136,4 +136,4 @@ def test_the_real_program_gives_the_same_model_and_it_can_be_quantised(case, net
     expected = run_rows(model.answer, rows, batch=None)
     for name, array in run_rows(exported.open().run, rows, batch=exported.batch).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
-    QUANTIZERS["tflite"].quantize(exported, rows, tmp_path / "int8.tflite", cpu=Target.X86)
+    quantize(exported, rows, tmp_path / "int8.tflite", cpu=Target.X86)
