@@ -1,6 +1,5 @@
 """The command ``edgeops``: a table of commands, each loaded from the part that has it when it is used."""
 
-import importlib
 import logging
 import os
 import sys
@@ -9,6 +8,7 @@ import click
 
 from edgeops import __version__
 from edgeops.errors import EdgeOpsError, MissingExtraError
+from edgeops.parts import from_part
 
 # command → (module, attribute, extra that brings what it imports, one line of help)
 COMMANDS = {
@@ -25,7 +25,7 @@ COMMANDS = {
         "convert",
         "Say what a conversion would meet, and what to change.",
     ),
-    "inspect": ("edgeops.inspection", "inspect_command", "", "Show what a bundle is, and verify it."),
+    "inspect": ("edgeops.inspection", "inspect_command", "", "Show what a bundle or a model file is, and verify it."),
     "keys": ("edgeops.inspection", "keys_group", "", "Make and show signing keys."),
     "serve": ("edgeops_runtime.cli", "serve_command", "device", "Serve one bundle over local HTTP."),
     "fleet": ("edgeops_fleet.cli", "fleet_group", "fleet", "Run the server, roll out, watch."),
@@ -46,9 +46,9 @@ class PartsGroup(click.Group):
             return None
         module, attribute, extra, _ = COMMANDS[cmd_name]
         try:
-            command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            return _missing(cmd_name, MissingExtraError(error.name or module, extra))
+            command = from_part(module, attribute, extra=extra)
+        except MissingExtraError as error:
+            return _missing(cmd_name, error)
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.{attribute}: expected a click command")
         return command

@@ -1,4 +1,7 @@
-"""The commands that need nothing but a bundle: ``edgeops inspect`` and ``edgeops keys``."""
+"""The commands that need nothing but a bundle: ``edgeops inspect`` and ``edgeops keys``.
+
+A model file that is no bundle yet is handed on to the part that reads it, where that is installed.
+"""
 
 import json
 from pathlib import Path
@@ -7,19 +10,30 @@ import click
 import msgspec
 
 from edgeops.bundle import Bundle, open_bundle
+from edgeops.errors import NotFoundError
 from edgeops.manifest import Variant
+from edgeops.parts import from_part
 from edgeops.signing import PublicKey, SigningKey
+
+_MODEL_FILES = {".onnx", ".tflite"}
 
 
 @click.command("inspect")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--key", "keys", multiple=True, help="Public key that must have signed it (base64); several: any of them."
 )
-@click.option("--json", "as_json", is_flag=True, help="The manifest and its digest as JSON.")
-def inspect_command(directory: Path, keys: tuple[str, ...], as_json: bool) -> None:
-    """Verify every file of the bundle in DIRECTORY and show what it is."""
-    bundle = open_bundle(directory, keys=[PublicKey(key) for key in keys] if keys else None)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON; of a bundle its manifest and digest.")
+def inspect_command(path: Path, keys: tuple[str, ...], as_json: bool) -> None:
+    """Show what PATH is: a bundle, of which every file is verified, or a model file (.onnx, .tflite)."""
+    if path.suffix in _MODEL_FILES and not path.is_dir():
+        if keys:
+            raise click.UsageError("--key: a model file has no signature; a bundle has")
+        if not path.is_file():
+            raise NotFoundError(f"{path}: no such file")
+        from_part("edgeops_converters.cli.inspect", "show_model_file", extra="convert")(path, as_json=as_json)
+        return
+    bundle = open_bundle(path, keys=[PublicKey(key) for key in keys] if keys else None)
     if as_json:
         click.echo(json.dumps({"digest": bundle.digest, "manifest": msgspec.to_builtins(bundle.manifest)}, indent=2))
         return

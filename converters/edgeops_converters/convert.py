@@ -34,9 +34,10 @@ from edgeops_converters.measurement import Measurement, admitted, measure
 from edgeops_converters.packing import GOLDEN_FILE, cpu_name, describe, make_golden, pack
 from edgeops_converters.quantization import carry_out, plan_for
 from edgeops_converters.recipe import Recipe
+from edgeops_converters.rehearsal import rehearse
 from edgeops_converters.report import Report, SourceReport
 from edgeops_converters.samples import Samples, SampleSource, check_alike, read_calibration, read_evaluation
-from edgeops_converters.sources import Model, open_model
+from edgeops_converters.sources import Model, in_float, open_model
 from edgeops_converters.steps import Steps
 from edgeops_converters.targets import parse_target, this_machine
 from edgeops_converters.weights import check_finite
@@ -78,12 +79,14 @@ def convert(
     allow_pickle: bool = False,
     force: bool = False,
     min_int8: float = 0.0,
+    requantize: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Compress a model, prove that it is still the model, and write a signed bundle.
 
     Args:
-        source: A module in eval mode, ``file.py:function``, a ``.pt2`` exported program, or an ``.onnx`` file (ONNX out only).
+        source: A module in eval mode, ``file.py:function``, a ``.pt2`` exported program, or a model file (``.onnx``,
+            ``.tflite``); a quantised one is bundled as it is, beside its float form.
         data: Calibration rows: an ``.npz`` file or a mapping, one key for each input, as the caller of the bundle gives them.
         evaluation: Held-out rows, with ``labels`` (class index) and ``stratum`` (str) where there are any.
         name: Of the model; with ``version`` (semantic) it names the bundle to people.
@@ -104,6 +107,7 @@ def convert(
         allow_pickle: Load a pickled module (``.pt``), which can run any code.
         force: Keep a variant that the gate refuses; the report says so.
         min_int8: Least share of convolutions and matrix products that the engine must run in integers, in per cent.
+        requantize: Quantise a model file that is quantised already anew, from what its integers stand for.
         on_step: Told the name of each step when it begins.
 
     Raises:
@@ -127,6 +131,7 @@ def convert(
         stratum_attribute=stratum_attribute,
         force=force,
         min_int8=min_int8,
+        requantize=requantize,
     )
     check_name("model", name)
     parse_version(version)
@@ -139,7 +144,9 @@ def convert(
             calibration, held_out = _read_data(data, evaluation, recipe)
             ranged = _preprocessed(calibration, recipe)
         with steps.step("open the source"):
+            rehearse(source, _example(ranged))
             model = open_model(source, _example(ranged), allow_pickle=allow_pickle)
+            model = in_float(model, _example(ranged)) if recipe.requantize else model
             check_finite(model)
             recipe, notes = _possible(recipe, model)
             exam = _exam(held_out, model, recipe)
@@ -237,13 +244,13 @@ def _example(rows: Tensors) -> Tensors:
 
 
 def _possible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
-    """An ONNX source gives ONNX only; say so. And say what is not measured for another CPU, and what a format does not have."""
-    notes: tuple[str, ...] = ()
-    if model.onnx is not None and "tflite" in recipe.formats:
-        said = f"{model.label} is ONNX already, which gives ONNX only; for TFLite give the torch model"
-        if recipe.formats == ("tflite",):
-            raise ExportError(said)
-        recipe, notes = replace(recipe, formats=("onnx",)), (said,)
+    """Leave out formats that there is no way to; say so. And say what is not measured for another CPU, and what none has."""
+    refusals = {form: EXPORTERS[form].refusal(model) for form in recipe.formats}
+    notes = tuple(refusal for refusal in refusals.values() if refusal)
+    formats = tuple(form for form, refusal in refusals.items() if not refusal)
+    if not formats:
+        raise ExportError("; ".join(notes))
+    recipe = replace(recipe, formats=formats)
     here = this_machine()
     timed = [f"onnx-{one}" for one in recipe.precisions if one != "float" and is_made("onnx", one)]
     if recipe.target is not here and "onnx" in recipe.formats and timed:
@@ -275,7 +282,9 @@ def _artifacts(model: Model, calibration: Tensors, recipe: Recipe, scratch: Path
         with steps.step(f"export {form}"):
             exported.append(EXPORTERS[form].export(model, _example(calibration), scratch / f"model.float.{form}"))
     made = [*exported]
-    if "int8" in recipe.precisions:
+    if model.file is not None and model.file.is_quantized and "int8" in recipe.precisions:
+        made += [model.file.write(scratch / f"model.int8.{one.format}") for one in exported]
+    elif "int8" in recipe.precisions:
         with steps.step("plan int8"):
             planned, subjects = plan_for(exported, calibration, target=recipe.target)
         for one in exported:

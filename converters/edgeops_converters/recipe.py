@@ -25,6 +25,7 @@ class Recipe:
         labels: Class names by index.
         stratum_attribute: Device attribute whose values are the strata of the evaluation data.
         min_int8: Least share of convolutions and matrix products in integers, in per cent.
+        requantize: Whether a source that is int8 already is quantised anew.
         force: Whether a variant that the gate refuses is kept all the same.
     """
 
@@ -38,6 +39,7 @@ class Recipe:
     stratum_attribute: str = ""
     force: bool = False
     min_int8: float = 0.0
+    requantize: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("formats", self.formats, tuple(EXPORTERS))
@@ -62,6 +64,7 @@ class Recipe:
             "precisions": list(self.precisions),
             "max_drop": self.max_drop,
             "min_int8": self.min_int8,
+            "requantize": self.requantize,
             "target": str(self.target),
             "activations": "uint8" if self.target is Target.X86 else "int8",
             "stratum_attribute": self.stratum_attribute,

@@ -31,7 +31,7 @@ class OnnxSession:
     """onnxruntime on the CPU.
 
     Args:
-        path: The ``.onnx`` file.
+        file: The ``.onnx`` file, or its content.
         inputs: Manifest name → the file's tensor name; likewise ``outputs``.
         threads: Within one operator.
         is_plain: Without graph optimisation, which gives the answers of other kernels.
@@ -42,7 +42,7 @@ class OnnxSession:
 
     def __init__(
         self,
-        path: Path,
+        file: Path | bytes,
         inputs: Mapping[str, str],
         outputs: Mapping[str, str],
         *,
@@ -58,9 +58,10 @@ class OnnxSession:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             with quiet():
-                self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                content = str(file) if isinstance(file, Path) else file
+                self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise EngineError(f"{path}: onnxruntime does not load it: {error}") from error
+            raise EngineError(f"{_named(file)}onnxruntime does not load it: {error}") from error
         self._inputs, self._outputs = dict(inputs), dict(outputs)
 
     def run(self, tensors: Tensors) -> Tensors:
@@ -78,7 +79,7 @@ class LitertSession:
 
     def __init__(
         self,
-        path: Path,
+        file: Path | bytes,
         inputs: Mapping[str, str],
         outputs: Mapping[str, str],
         *,
@@ -90,12 +91,11 @@ class LitertSession:
         kind = resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES if is_plain else resolver.AUTO
         try:
             with quiet():
-                self._interpreter = litert.Interpreter(
-                    model_path=str(path), num_threads=threads, experimental_op_resolver_type=kind
-                )
+                where = {"model_path": str(file)} if isinstance(file, Path) else {"model_content": file}
+                self._interpreter = litert.Interpreter(**where, num_threads=threads, experimental_op_resolver_type=kind)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise EngineError(f"{path}: LiteRT does not load it: {error}") from error
+            raise EngineError(f"{_named(file)}LiteRT does not load it: {error}") from error
         self._inputs = _indices(inputs, self._interpreter.get_input_details())
         self._outputs = _indices(outputs, self._interpreter.get_output_details())
 
@@ -138,6 +138,10 @@ def run_rows(run: Callable[[Tensors], Tensors], tensors: Tensors, *, batch: int 
                 raise EngineError(f"output {name!r}: expected {batch or count} rows, got shape {list(array.shape)}")
         parts.append({name: array[:count] for name, array in answered.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _named(file: Path | bytes) -> str:
+    return f"{file}: " if isinstance(file, Path) else ""
 
 
 def _indices(wanted: Mapping[str, str], details: list[dict[str, Any]]) -> dict[str, int]:

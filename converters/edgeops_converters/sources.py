@@ -1,7 +1,8 @@
 """The model that is converted: opened from wherever it comes, and tried once on real rows.
 
 A source becomes a :class:`Model`, which is all that the rest of the converter sees: names, specifications, and a function
-that answers rows as the original does. Exporting it is left to :mod:`edgeops_converters.exporters`.
+that answers rows as the original does. Exporting it is left to :mod:`edgeops_converters.exporters`, reading the bytes of a model
+file to the module of its format.
 """
 
 import contextlib
@@ -10,20 +11,25 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeops.errors import ExportError, RecipeError, TensorError
+from edgeops.errors import EngineError, ExportError, RecipeError, TensorError
 from edgeops.files import digest_file
 from edgeops.processing import Tensors
 from edgeops.tensors import PROTOCOL_NAMES, TensorSpec
+from edgeops_converters.dequantizers import DEQUANTIZERS
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
-from edgeops_converters.sessions import OnnxSession
+from edgeops_converters.fidelity import sqnr_db
+from edgeops_converters.litert_file import read_litert
+from edgeops_converters.model_file import ModelFile
+from edgeops_converters.onnx_file import read_onnx
+from edgeops_converters.sessions import run_rows
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +37,12 @@ if TYPE_CHECKING:
 
 BATCH = "batch"
 """Name of the first dimension of every input and output."""
+READERS: dict[str, Callable[[Path], ModelFile]] = {".onnx": read_onnx, ".tflite": read_litert}
+"""Suffix of a model file → what reads and checks it."""
 _OUTPUT = "output"
 _PICKLES = {".pt", ".pth", ".pkl", ".ckpt"}
+_THREADS = 2
+_LEAST_DB = 6.0  # a quarter of the signal's power: other answers, rather than rounding
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,8 @@ class Model:
         outputs: What it gives, before ``postprocess``.
         batch: The number of rows that it takes at once; ``None`` when any.
         answer: Rows of every input to rows of every output.
-        module: Takes the inputs in order and returns a tuple of outputs in order; ``None`` for an ONNX file.
-        onnx: The file, for an ONNX source.
+        module: Takes the inputs in order and returns a tuple of outputs in order; ``None`` for a model file.
+        file: The model file, where it is one already; ``None`` for a module.
     """
 
     label: str
@@ -59,14 +69,15 @@ class Model:
     batch: int | None
     answer: Callable[[Tensors], Tensors]
     module: "nn.Module | None" = None
-    onnx: Path | None = None
+    file: ModelFile | None = None
 
 
 def open_model(source: "nn.Module | str | Path", example: Tensors, *, allow_pickle: bool = False) -> Model:
     """Open a source and run it on a few rows.
 
     Args:
-        source: A module, ``file.py:function``, a ``.pt2`` or an ``.onnx`` file.
+        source: A module, ``file.py:function``, a ``.pt2`` program, an ``.onnx`` or a ``.tflite`` file. A damaged model file can
+            crash the engine, and this process with it: :func:`edgeops_converters.rehearsal.rehearse` finds out elsewhere.
         example: At least two rows of every input, as the model itself takes them.
         allow_pickle: Load a pickled module (``.pt``), which can run any code.
 
@@ -84,11 +95,54 @@ def open_model(source: "nn.Module | str | Path", example: Tensors, *, allow_pick
         )
     if kind in _PICKLES and allow_pickle:
         return _open_module(_unpickle(Path(path)), example, label=str(source), directory=Path(path).absolute().parent)
-    if kind not in {".pt2", ".onnx"}:
-        raise ExportError(f"{source}: expected file.py:function, a .pt2 exported program or an .onnx file{_hint(kind)}")
+    if kind not in {".pt2", *READERS}:
+        raise ExportError(
+            f"{source}: expected file.py:function, a .pt2 exported program, an .onnx or a .tflite file{_hint(kind)}"
+        )
     if not Path(path).is_file():
         raise ExportError(f"{source}: no such file")
-    return _open_program(Path(path), example) if kind == ".pt2" else _open_onnx(Path(path), example)
+    return _open_program(Path(path), example) if kind == ".pt2" else _open_file(Path(path), example)
+
+
+def in_float(model: Model, example: Tensors) -> Model:
+    """The model with the integers of its file taken for what they stand for, as if the float file had been given.
+
+    Raises:
+        ExportError: Its file cannot be taken apart, or its float form does not answer as the file does.
+    """
+    if model.file is None or not model.file.is_quantized:
+        raise ExportError(f"{model.label}: is float already; there is nothing to quantise anew, leave --requantize out")
+    file = as_float(model, example)
+    note = f"{model.label} is int8 already; it is quantised anew from what its weights stand for"
+    answer = file.open(threads=_THREADS).run
+    return replace(model, file=replace(file, notes=(*file.notes, note)), answer=answer)
+
+
+def as_float(model: Model, example: Tensors) -> ModelFile:
+    """The file of a model in float32: the one that was given, or what its integers stand for.
+
+    Raises:
+        ExportError: As in :func:`in_float`.
+    """
+    if model.file is None:
+        raise ExportError(f"{model.label}: is no model file")
+    if not model.file.is_quantized:
+        return model.file
+    try:
+        file = DEQUANTIZERS[model.file.format](model.file)
+        given = run_rows(file.open(threads=_THREADS).run, example, batch=file.batch)
+    except (ExportError, EngineError, ValueError, LookupError) as error:  # numpy's, of scales that fit no tensor
+        raise ExportError(f"{model.label}: its integers cannot be taken apart: {error}") from error
+    expected = run_rows(model.answer, example, batch=model.batch)
+    if not all(np.isfinite(array).all() for array in (*expected.values(), *given.values())):
+        raise ExportError(f"{model.label}: answers NaN or Inf on rows of the data, or its float form does")
+    noise = sqnr_db(expected, given)
+    if noise is not None and not noise >= _LEAST_DB:
+        raise ExportError(
+            f"{model.label}: its float form answers with {noise:.1f} dB signal to noise of what the file answers, where "
+            f"{_LEAST_DB:g} are expected; give the float model that it was made from"
+        )
+    return file
 
 
 def _hint(kind: str) -> str:
@@ -97,8 +151,6 @@ def _hint(kind: str) -> str:
             "; a pickle can run any code when it is loaded, so write torch.export.save(program, 'model.pt2') instead, "
             "or say --allow-pickle if you made this file yourself"
         )
-    if kind == ".tflite":
-        return "; a .tflite has lost what a faithful conversion needs, give the model that it was made from"
     return ""
 
 
@@ -210,32 +262,44 @@ def _open_program(path: Path, example: Tensors) -> Model:
     )
 
 
-def _open_onnx(path: Path, example: Tensors) -> Model:
-    onnx = load("onnx")
+def _open_file(path: Path, example: Tensors) -> Model:
+    file = READERS[path.suffix](path)
+    if file.precision == "float16":
+        note = "its float16 weights are written as float32"
+        file = replace(DEQUANTIZERS[file.format](file), notes=(*file.notes, note))
+    if file.is_quantized:
+        note = f"{path} is int8 already and stays as it is; float is what its integers stand for; --requantize quantises anew"
+        file = replace(file, notes=(*file.notes, note))
+    if len(file.inputs) == len(example) == 1:
+        file = _renamed_input(file, next(iter(example)))
+    _check_specs(str(path), file.inputs, example)
     try:
-        graph = onnx.load(str(path))
-        onnx.checker.check_model(graph)
-    except Exception as error:  # protobuf's, onnx's and the operating system's errors share no base class
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ExportError(f"{path}: not a readable .onnx file: {said}") from error
-    initial = {tensor.name for tensor in graph.graph.initializer}
-    inputs = tuple(_onnx_spec(value, onnx) for value in graph.graph.input if value.name not in initial)
-    outputs = tuple(_onnx_spec(value, onnx) for value in graph.graph.output)
-    fixed = next((spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)), None)
-    _check_specs(str(path), inputs, example)
-    session = OnnxSession(
-        path, {spec.name: spec.name for spec in inputs}, {spec.name: spec.name for spec in outputs}, threads=2
-    )
+        answer = file.open(threads=_THREADS).run
+        given = run_rows(answer, example, batch=file.batch)
+    except EngineError as error:
+        raise ExportError(f"{path}: {error}") from error
     return Model(
         label=str(path),
         digest=digest_file(path),
         directory=path.absolute().parent,
-        inputs=tuple(_with_batch(spec) for spec in inputs),
-        outputs=tuple(_with_batch(spec) for spec in outputs),
-        batch=fixed if isinstance(fixed, int) else None,
-        answer=session.run,
-        onnx=path,
+        inputs=tuple(_with_batch(spec) for spec in file.inputs),
+        outputs=tuple(_measured(spec, given[spec.name]) for spec in file.outputs),
+        batch=file.batch,
+        answer=answer,
+        file=file,
     )
+
+
+def _renamed_input(file: ModelFile, name: str) -> ModelFile:
+    """One array and one input need not have the same name."""
+    spec = file.inputs[0]
+    renamed = TensorSpec(name=name, dtype=spec.dtype, shape=spec.shape, layout=spec.layout)
+    return replace(file, inputs=(renamed,), input_tensors={name: file.input_tensors[spec.name]})
+
+
+def _measured(spec: TensorSpec, rows: Any) -> TensorSpec:  # noqa: ANN401 - a numpy array
+    """An output as declared; where the file leaves the number of its dimensions open, as it came."""
+    return _with_batch(spec) if len(spec.shape) == rows.ndim else _spec(spec.name, rows.dtype, rows.shape[1:])
 
 
 def _tried(
@@ -371,18 +435,6 @@ def _spec(name: str, dtype: Any, shape: Sequence[int]) -> TensorSpec:  # noqa: A
 
 def _with_batch(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(name=spec.name, dtype=spec.dtype, shape=(BATCH, *spec.shape[1:]), layout=spec.layout)
-
-
-def _onnx_spec(value: Any, onnx: Any) -> TensorSpec:  # noqa: ANN401 - onnx has no types
-    tensor = value.type.tensor_type
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-    dimensions = [
-        dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param or f"dim{index}"
-        for index, dimension in enumerate(tensor.shape.dim)
-    ]
-    if not dimensions or dtype not in PROTOCOL_NAMES:
-        raise ExportError(f"ONNX tensor {value.name!r}: {dtype} of rank {len(dimensions)} cannot be served by rows")
-    return TensorSpec(name=value.name, dtype=PROTOCOL_NAMES[dtype], shape=tuple(dimensions))
 
 
 def _module_digest(module: "nn.Module") -> str:

@@ -21,9 +21,9 @@ def named_weights(model: Model) -> dict[str, NDArray[Any]]:
         Parameters and statistics of the norms of a module, or initialisers of an ONNX file, in memory that they share
         with it where numpy has the type; bfloat16 becomes float32.
     """
-    if model.onnx is not None:
+    if model.file is not None and model.file.format == "onnx":
         onnx = load("onnx")
-        tensors = onnx.load(str(model.onnx)).graph.initializer
+        tensors = onnx.load_from_string(model.file.content).graph.initializer
         return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
     if model.module is None:
         return {}

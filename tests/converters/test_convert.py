@@ -146,6 +146,13 @@ def test_a_model_that_fails_on_a_rare_input_converts_and_passes(models, network,
                 session.run({"image": np.full((1, 1, 16, 16), 5, np.float32)})
 
 
+@pytest.fixture
+def no_onnx2tf(monkeypatch, tmp_path):
+    monkeypatch.delenv("EDGEOPS_ONNX2TF", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_onnx2tf")
 def test_an_onnx_file_and_an_exported_program_are_sources_too(network, onnx_source, settings, tmp_path):
     import torch
 
@@ -161,9 +168,50 @@ def test_an_onnx_file_and_an_exported_program_are_sources_too(network, onnx_sour
     again = convert(onnx_source, **both)
     assert again.report.variant("onnx-float").agreement == 1
     assert again.report.variant("onnx-int8").agreement > 0.98
-    assert "ONNX only" in again.report.notes[0]
-    with pytest.raises(ExportError, match="ONNX only; for TFLite give the torch model"):
+    assert "is ONNX; for TFLite onnx2tf is needed, which is not installed" in again.report.notes[0]
+    with pytest.raises(ExportError, match="onnx2tf is needed, which is not installed: scripts/onnx2tf makes its"):
         convert(onnx_source, **{**settings, "output": tmp_path / "other", "formats": ("tflite",)})
+
+
+def test_a_tflite_file_is_a_source_and_an_int8_one_is_kept_as_it_is_or_quantised_anew(conversion, settings, tmp_path):
+    given = {variant.name: conversion.bundle.file(variant.file) for variant in conversion.bundle.manifest.variants}
+    both = {**settings, "formats": ("onnx", "tflite"), "max_drop": 2.0}
+
+    first = convert(given["tflite-float"], **both)
+    assert {variant.name for variant in first.report.variants} == {"tflite-float", "tflite-int8"}
+    assert "is TFLite, which gives TFLite only" in first.report.notes[0]
+    assert first.report.variant("tflite-float").sqnr_db is None, "the very same answers"
+
+    kept = convert(given["tflite-int8"], **{**both, "output": tmp_path / "kept"})
+    assert kept.bundle.file("model.int8.tflite").read_bytes() == given["tflite-int8"].read_bytes()
+    assert kept.report.variant("tflite-int8").drop.points == 0
+    assert kept.report.variant("tflite-int8").speedup is not None
+    assert kept.report.variant("tflite-float").sqnr_db > 20
+    assert "is int8 already and stays as it is" in kept.report.variant("tflite-int8").notes[0]
+
+    anew = convert(given["tflite-int8"], **{**both, "output": tmp_path / "anew"}, requantize=True)
+    assert anew.bundle.file("model.int8.tflite").read_bytes() != given["tflite-int8"].read_bytes()
+    assert anew.report.variant("tflite-int8").sqnr_db > 20
+    assert "quantised anew" in anew.report.variant("tflite-float").notes[0]
+
+
+def test_an_int8_onnx_file_is_kept_as_it_is_in_onnx_only(conversion, settings):
+    given = conversion.bundle.file("model.int8.onnx")
+    kept = convert(given, **{**settings, "formats": ("onnx", "tflite")})
+    assert {variant.name for variant in kept.report.variants} == {"onnx-float", "onnx-int8"}
+    assert kept.report.variant("onnx-int8").drop.points == 0
+    assert "--requantize gives TFLite too" in kept.report.notes[0]
+
+
+@pytest.mark.parametrize("name", ["model.float.onnx", "model.float.tflite"])
+def test_a_damaged_model_file_is_refused_and_nothing_is_written(conversion, settings, tmp_path, name):
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    content = conversion.bundle.file(name).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ExportError, match=rf"{name}: not a readable"):
+        convert(path, **settings)
+    assert not settings["output"].exists()
 
 
 def test_the_same_inputs_give_the_same_model_bytes_and_the_steps_are_told_in_order(onnx_source, settings, tmp_path):
@@ -222,7 +270,7 @@ def test_a_refused_variant_can_be_forced_and_the_report_and_lineage_say_so(onnx_
         ({"version": "1.0"}, ManifestError, "major.minor.patch"),
         ({"formats": ("coreml",)}, RecipeError, "formats.*onnx, tflite.*coreml"),
         ({"precisions": ()}, RecipeError, "precisions.*float, int8"),
-        ({"target": "mips"}, RecipeError, "target 'mips': expected one of x86, arm"),
+        ({"target": "mips"}, RecipeError, "target 'mips': expected one of x86, x86-vnni, arm"),
         ({"max_drop": -1}, RecipeError, "max_drop"),
         ({"labels": ("a", "b")}, RecipeError, "2 names where the model has 4 classes"),
         ({"preprocess": (Scale(tensor="picture", factor=2.0),)}, RecipeError, "preprocess: no input.*picture"),

@@ -13,7 +13,7 @@ from edgeops_converters.calibration import spread
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.fidelity import sqnr_db
 from edgeops_converters.layer_noise import ROWS, layer_noise
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import quantize
 from edgeops_converters.sources import open_model
 from edgeops_converters.targets import this_machine
 
@@ -79,7 +79,7 @@ def test_equalised_channels_are_no_noise(lopsided, tmp_path, form):
     rows = {"x": np.random.default_rng(0).normal(0, 0.5, (40, 2, 6, 6)).astype(np.float32)}
     few = {"x": rows["x"][:4]}
     original = EXPORTERS[form].export(open_model(lopsided, few), few, tmp_path / f"float.{form}")
-    compressed = QUANTIZERS[form].quantize(original, rows, tmp_path / f"int8.{form}", cpu=this_machine())
+    compressed = quantize(original, rows, tmp_path / f"int8.{form}", cpu=this_machine())
 
     first = layer_noise(original, compressed, rows)[0]
 

@@ -91,7 +91,7 @@ def test_a_file_that_gives_no_usable_module_is_explained(tmp_path, text, functio
     ("name", "said"),
     [
         ("model.pt", "a pickle can run any code"),
-        ("model.tflite", "has lost what a faithful conversion needs"),
+        ("gone.tflite", "no such file"),
         ("model.h5", "expected file.py:function"),
         ("model.py", "with a function that returns the model"),
         ("gone.onnx", "no such file"),
@@ -103,7 +103,7 @@ def test_other_files_are_refused_with_what_to_give(tmp_path, name, said):
         open_model(str(tmp_path / name), ROWS)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.tflite"])
 @pytest.mark.parametrize("content", [b"", b"\x08\x07garbage", b"PK\x03\x04"])
 def test_a_corrupt_file_is_named(tmp_path, name, content):
     path = tmp_path / name

@@ -70,7 +70,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="PERCENT",
     help="Least share of convolutions and matrix products that must run in integers.",
 )
-@click.option("--target", type=click.Choice(["x86", "arm"]), help="CPU that it is made for; this machine's by default.")
+@click.option(
+    "--target",
+    type=click.Choice(["x86", "x86-vnni", "arm"]),
+    help="CPU that it is made for; this machine's by default.",
+)
 @click.option("--labels", "labels_file", type=_FILE, help="Class names, one a line.")
 @click.option(
     "--processing", "processing_file", type=_FILE, help='Operators (.json): {"preprocess": […], "postprocess": […]}.'
@@ -81,6 +85,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--dataset", callback=_digest, metavar="DIGEST", help="The dataset that it was retrained on.")
 @click.option("--license", "license_", default="", help="SPDX expression of the model.")
 @click.option("--allow-pickle", is_flag=True, help="Load a pickled module (.pt), which can run any code.")
+@click.option("--requantize", is_flag=True, help="Quantise a file that is int8 already anew, rather than keep it.")
 @click.option("--force", is_flag=True, help="Keep a variant that the gate refuses; the report says so.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
 def convert_command(
@@ -104,12 +109,13 @@ def convert_command(
     dataset: str | None,
     license_: str,
     allow_pickle: bool,
+    requantize: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Compress a model, prove that it is still the model, and write a signed bundle.
 
-    SOURCE is file.py:function (returns an nn.Module in eval mode), a .pt2 exported program, or an .onnx file (ONNX out only).
+    SOURCE is file.py:function (returns an nn.Module in eval mode), a .pt2 exported program, an .onnx or a .tflite file.
     """
     processing = _read_processing(processing_file) if processing_file is not None else _Processing()
     labels = _read_labels(labels_file) if labels_file is not None else ()
@@ -137,6 +143,7 @@ def convert_command(
             dataset=dataset,
             license=license_,
             allow_pickle=allow_pickle,
+            requantize=requantize,
             force=force,
             on_step=on_step,
         )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from edgeops.errors import MissingExtraError, RecipeError
 from edgeops_converters.artifact import Artifact
-from edgeops_converters.exporters.onnx import strip
 from edgeops_converters.extras import load, quiet
+from edgeops_converters.onnx_file import strip
 
 _BLOCK = 32  # weights that share a scale and a zero in 4 bits
 _INT8_ACCURACY = (

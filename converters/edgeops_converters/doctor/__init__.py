@@ -71,13 +71,15 @@ def examine(
         raise ExportError("a module says nothing about its inputs; give data")
     example = {name: array[:_EXAMPLE_ROWS] for name, array in rows.items()}
     model = open_model(source, example, allow_pickle=allow_pickle)
+    if model.file is not None and model.file.format != "onnx":
+        raise ExportError(f"{model.label}: the doctor reads torch and ONNX models; edgeops inspect shows this file")
     tell("read the graph")
     subject, findings = _read(model, example)
     findings += [*examine_interface(subject), *examine_operators(subject), *examine_layers(subject, recipe.target)]
     if data is not None:
         tell("run some rows")
         findings += examine_activations(model, rows)
-    wanted = [form for form in recipe.formats if model.onnx is None or form == "onnx"]
+    wanted = [form for form in recipe.formats if not EXPORTERS[form].refusal(model)]
     for form in wanted:
         tell(f"try the export to {form}")
         findings += _try_export(model, example, form)

@@ -39,7 +39,7 @@ def examine_activations(model: Model, rows: Tensors) -> Iterator[Finding]:
                 change="calibration rows that look like the field",
             )
     few = {name: array[:ROWS] for name, array in rows.items()}
-    for layer, kind, ratio in _torch_ratios(model, few) if model.onnx is None else _onnx_ratios(model, few):
+    for layer, kind, ratio in _torch_ratios(model, few) if model.file is None else _onnx_ratios(model, few):
         if ratio > _FAR:
             yield Finding(
                 level=Level.COSTS,
@@ -97,7 +97,7 @@ def _keeper(name: str, found: dict[str, tuple[str, float]]) -> Any:  # noqa: ANN
 def _onnx_ratios(model: Model, rows: Tensors) -> Iterator[tuple[str, str, float]]:
     """Of what every node gives in float."""
     onnx = load("onnx")
-    graph = onnx.load(str(model.onnx))
+    graph = onnx.load_from_string(model.file.content if model.file is not None else b"")
     givers = {node.output[0]: node for node in graph.graph.node if node.op_type != "Constant"}
     known = {value.name for value in graph.graph.output}
     graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in givers if name not in known)

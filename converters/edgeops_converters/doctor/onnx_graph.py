@@ -30,7 +30,9 @@ _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 def read_onnx(model: Model) -> Subject:
     """Read the graph of an ONNX source."""
     onnx = load("onnx")
-    graph = onnx.shape_inference.infer_shapes(onnx.load(str(model.onnx))).graph
+    graph = onnx.shape_inference.infer_shapes(
+        onnx.load_from_string(model.file.content if model.file is not None else b"")
+    ).graph
     weights = named_weights(model)
     constants = weights | {
         node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)

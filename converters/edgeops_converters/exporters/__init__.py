@@ -14,7 +14,14 @@ from edgeops_converters.sources import Model
 
 
 class Exporter(Protocol):
-    """Writes one format."""
+    """Writes one format: a file of it as it is, and what else it knows a way from."""
+
+    def refusal(self, model: Model) -> str:
+        """Why there is no way from this model to the format, and what to give instead; empty when there is one.
+
+        Raises:
+            ExportError: A plug-in is set up wrongly.
+        """
 
     def export(self, model: Model, example: Tensors, target: Path) -> Artifact:
         """Write a model file that gives the model's answers in float32.

@@ -1,4 +1,4 @@
-"""TFLite: ``litert_torch.convert`` with one row at a time, or the batch that the source fixes."""
+"""TFLite: ``litert_torch.convert`` with one row at a time, or the batch that the source fixes; from ONNX by onnx2tf."""
 
 from pathlib import Path
 
@@ -7,18 +7,31 @@ import numpy as np
 from edgeops.errors import ExportError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
+from edgeops_converters.exporters import onnx2tf
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
-from edgeops_converters.sources import Model
+from edgeops_converters.sources import Model, as_float
 
 
 class LitertExporter:
     """Writes one ``.tflite`` file."""
 
+    def refusal(self, model: Model) -> str:
+        """See :class:`edgeops_converters.exporters.Exporter`."""
+        if model.file is None or model.file.format == "tflite":
+            return ""
+        if model.file.is_quantized:
+            return f"{model.label} is int8 already and stays as it is, in ONNX only; --requantize gives TFLite too"
+        if onnx2tf.find_program() is None:
+            return f"{model.label} is ONNX; for TFLite onnx2tf is needed, which is not installed: {onnx2tf.INSTALL}"
+        return ""
+
     def export(self, model: Model, example: Tensors, target: Path) -> Artifact:
         """See :class:`edgeops_converters.exporters.Exporter`."""
+        if model.file is not None and model.file.format == "tflite":
+            return as_float(model, example).write(target)
         if model.module is None:
-            raise ExportError(f"{model.label}: an ONNX source gives ONNX only; for TFLite give the torch model")
+            return onnx2tf.convert_onnx(model, example).write(target)
         torch, litert = load("torch"), load("litert_torch")
         batch = model.batch or 1
         arguments = tuple(

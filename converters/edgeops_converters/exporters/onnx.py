@@ -10,25 +10,27 @@ from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
-from edgeops_converters.sources import BATCH, Model
-
-_HIGHEST_OPSET = 21  # of onnxruntime 1.18, the oldest that is promised
-_HIGHEST_IR = 10
+from edgeops_converters.onnx_file import check_age, strip
+from edgeops_converters.sources import BATCH, Model, as_float
 
 
 class OnnxExporter:
     """Writes one self-contained ``.onnx`` file."""
 
+    def refusal(self, model: Model) -> str:
+        """See :class:`edgeops_converters.exporters.Exporter`."""
+        if model.file is None or model.file.format == "onnx":
+            return ""
+        return f"{model.label} is TFLite, which gives TFLite only; for ONNX give the model that it was made from"
+
     def export(self, model: Model, example: Tensors, target: Path) -> Artifact:
         """See :class:`edgeops_converters.exporters.Exporter`."""
+        if model.file is not None:
+            return as_float(model, example).write(target)
         onnx = load("onnx")
-        notes: tuple[str, ...] = ()
-        if model.onnx is not None:
-            graph, batch = onnx.load(str(model.onnx)), model.batch
-        else:
-            graph, batch, notes = _from_torch(model, example)
+        graph, batch, notes = _from_torch(model, example)
         strip(graph)
-        _check_age(graph, model.label)
+        check_age(graph, model.label)
         onnx.save(graph, str(target))
         return Artifact(
             path=target,
@@ -39,19 +41,6 @@ class OnnxExporter:
             outputs={spec.name: spec.name for spec in model.outputs},
             notes=notes,
         )
-
-
-def strip(graph: Any) -> None:  # noqa: ANN401 - onnx has no types
-    """Take out what only a debugger reads: stack traces, source paths, and the exporter's own names."""
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    for proto in (graph.graph, *graph.functions):
-        proto.doc_string = ""
-        del proto.metadata_props[:]
-        values = [] if proto is not graph.graph else [*proto.input, *proto.output, *proto.initializer]
-        for part in (*proto.node, *proto.value_info, *values):
-            part.doc_string = ""
-            del part.metadata_props[:]
 
 
 def _from_torch(model: Model, example: Tensors) -> tuple[Any, int | None, tuple[str, ...]]:
@@ -102,10 +91,3 @@ def _export(model: Model, example: Tensors, *, rows: int | None) -> Any:  # noqa
 
 def _is_dynamic(value: Any) -> bool:  # noqa: ANN401 - onnx has no types
     return not value.type.tensor_type.shape.dim[0].HasField("dim_value")
-
-
-def _check_age(graph: Any, label: str) -> None:  # noqa: ANN401 - onnx has no types
-    opset = max((entry.version for entry in graph.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
-    if opset > _HIGHEST_OPSET:
-        raise ExportError(f"{label}: opset {opset} is newer than devices have; export it with opset {_HIGHEST_OPSET}")
-    graph.ir_version = min(graph.ir_version, _HIGHEST_IR)

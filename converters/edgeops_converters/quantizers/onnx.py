@@ -14,10 +14,10 @@ from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.calibration import Means
 from edgeops_converters.correction import mean_squared_error
-from edgeops_converters.exporters.onnx import strip
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.graph import Layer, Node, Parameters, Values
 from edgeops_converters.layers import FloatArray
+from edgeops_converters.onnx_file import strip
 from edgeops_converters.quantizers.onnx_graph import (
     OnnxLayer,
     complete,
