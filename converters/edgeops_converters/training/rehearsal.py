@@ -1,0 +1,263 @@
+"""Quantisation-aware training: the module answers through the rounding of int8 while it is trained, and learns to live with it.
+
+The module keeps its class, its layers and its weights; for the time of the training only its ``forward`` is that of its graph
+with rounding at the points where the converter puts it: inputs, layers with batch norm and rectifier, additions, pools and what
+else makes new values. Weights are rounded per channel as the converter rounds them; ranges come from the converter's own
+histograms and estimators. Gradients pass the rounding unchanged and stop outside the range (Jacob et al., "Quantization and
+training of neural networks for efficient integer-arithmetic-only inference", 2018). Afterwards nothing of it is left but the
+weights.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeops.errors import RecipeError
+from edgeops.processing import Tensors
+from edgeops_converters.extras import load
+from edgeops_converters.histograms import Histogram
+from edgeops_converters.ranges import LEVELS, Range, least_squares, minmax
+from edgeops_converters.training.operators import operator_argument, operator_name
+from edgeops_converters.training.tracing import Trace, arguments
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+
+_SCHEMES: tuple[Callable[[Histogram], Range], ...] = (minmax, least_squares)
+_ROWS_AT_ONCE = 32
+_LEAST_SCALE = 1e-12
+_LAYERS = (
+    frozenset(f"conv{rank}d" for rank in (1, 2, 3)) | {"linear"} | {f"conv_transpose{rank}d" for rank in (1, 2, 3)}
+)
+_RECTIFIERS = frozenset([
+    "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max",
+])  # fmt: skip
+# What only moves or chooses values leaves them on the grid that they are on.
+_MOVES = frozenset([
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "contiguous",
+    "clone", "alias", "detach", "dropout", "getitem", "chunk", "split", "split_with_sizes", "unbind", "slice",
+    "select", "expand", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "upsample_nearest2d", "pad",
+    "to", "_to_copy", "lift_fresh_copy",
+])  # fmt: skip
+
+
+@dataclass
+class Rehearsal:
+    """A module's graph with the rounding of int8 in it.
+
+    Args:
+        trace: Of the module, for any number of rows where it can.
+        module: Whose weights it runs with.
+        weight_bits: Of every weight.
+    """
+
+    trace: Trace
+    module: "nn.Module"
+    weight_bits: int = 8
+    _ranges: "dict[fx.Node, Range]" = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nodes = self.trace.nodes
+        self._norms = {norm: node for node in nodes if (norm := _norm_behind(node, self.trace)) is not None}
+        self._normed = {node: norm for norm, node in self._norms.items()}
+        self._ends = {*self.trace.inputs, *self.trace.outputs}
+        self._points = {node for node in nodes if self._is_point(node)}
+        self._signature = inspect.signature(self.module.forward)
+
+    @property
+    def points(self) -> "list[fx.Node]":
+        """The nodes whose values are rounded, in order."""
+        return [node for node in self.trace.nodes if node in self._points]
+
+    def calibrate(self, rows: Tensors) -> None:
+        """Set all ranges from what flows through the module as it is now, in the better of the converter's ways.
+
+        Args:
+            rows: Calibration rows of every input.
+        """
+        histograms: dict[fx.Node, Histogram] = {node: Histogram() for node in self._points}
+        batches = list(self._batches(rows))
+        torch = load("torch")
+        with torch.no_grad():
+            wanted = [self._run(batch, lambda node, value: histograms[node].add(value.numpy())) for batch in batches]
+            candidates = [self._estimated(histograms, scheme) for scheme in _SCHEMES]
+            self._ranges = min(candidates, key=lambda ranges: self._noise(ranges, batches, wanted))
+
+    def answer(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - the signature of the user's forward
+        """What ``forward`` gives, through the rounding.
+
+        Raises:
+            RecipeError: The ranges are not set, or the arguments are not those that the module was traced with.
+        """
+        if not self._ranges:
+            raise RecipeError("the ranges of the rehearsal are not set; call calibrate first")
+        bound = self._signature.bind(*given, **named).arguments
+        missing = [name for name in self.trace.parameters if not isinstance(bound.get(name), load("torch").Tensor)]
+        if missing:
+            raise RecipeError(f"the step calls the module without {missing}, which the data have")
+        flat = self._run([bound[name] for name in self.trace.parameters], None, self._ranges)
+        return load("torch.utils._pytree").tree_unflatten(flat, self.trace.program.call_spec.out_spec)
+
+    @contextlib.contextmanager
+    def on_stage(self) -> Iterator[None]:
+        """For this time the module answers through the rounding."""
+        own = self.module.__dict__.get("forward")
+
+        def forward(*given: Any, **named: Any) -> Any:  # noqa: ANN401 - the signature of the user's forward
+            return self.answer(*given, **named)
+
+        forward.__signature__ = self._signature  # type: ignore[attr-defined]  # as the caller knows it
+        self.module.forward = forward  # type: ignore[method-assign]  # of this object, not of its class
+        try:
+            yield
+        finally:
+            del self.module.forward
+            if own is not None:
+                self.module.forward = own  # type: ignore[method-assign]  # likewise
+
+    def _is_point(self, node: "fx.Node") -> bool:
+        value = node.meta.get("val")
+        if not isinstance(value, load("torch").Tensor) or not value.is_floating_point():
+            return False
+        if node.op == "placeholder":
+            return node in self.trace.inputs
+        if node.op != "call_function" or operator_name(node) in _MOVES or node in self._normed:
+            return False
+        followers = list(node.users)
+        return not (len(followers) == 1 and operator_name(followers[0]) in _RECTIFIERS)
+
+    def _batches(self, rows: Tensors) -> "Iterator[list[torch.Tensor]]":
+        named = arguments(self.module, rows)
+        fixed = None if self.trace.is_dynamic else int(self.trace.inputs[0].meta["val"].shape[0])
+        size = fixed or _ROWS_AT_ONCE
+        count = len(next(iter(named.values())))
+        for begin in range(0, count - (count % fixed if fixed else 0), size):
+            yield [named[name][begin : begin + size] for name in self.trace.parameters]
+
+    def _estimated(
+        self, histograms: "Mapping[fx.Node, Histogram]", scheme: Callable[[Histogram], Range]
+    ) -> "dict[fx.Node, Range]":
+        return {node: (minmax if node in self._ends else scheme)(histogram) for node, histogram in histograms.items()}
+
+    def _noise(
+        self,
+        ranges: "Mapping[fx.Node, Range]",
+        batches: "list[list[torch.Tensor]]",
+        wanted: "list[list[Any]]",
+    ) -> float:
+        total = 0.0
+        for batch, expected in zip(batches, wanted, strict=True):
+            for value, target in zip(self._run(batch, None, ranges), expected, strict=True):
+                if hasattr(target, "is_floating_point") and target.is_floating_point():
+                    total += float((value - target).square().sum() / target.square().sum().clamp_min(1e-12))
+        return total
+
+    def _run(
+        self,
+        inputs: "list[torch.Tensor]",
+        watch: "Callable[[fx.Node, torch.Tensor], None] | None",
+        ranges: "Mapping[fx.Node, Range] | None" = None,
+    ) -> "list[Any]":
+        """Run the graph; with ``ranges`` through the rounding, with ``watch`` telling the values at the points."""
+        rehearsal = self
+        named = dict(zip(self.trace.inputs, inputs, strict=True))
+
+        class Player(load("torch.fx").Interpreter):  # type: ignore[misc]  # the base class is loaded lazily
+            def run_node(self, n: "fx.Node") -> Any:  # noqa: ANN401 - the value of a node
+                value = rehearsal._value(self, n, is_rounding=ranges is not None)
+                if n not in rehearsal._points:
+                    return value
+                if watch is not None:
+                    watch(n, value)
+                return value if ranges is None else rounded(value, ranges[n])
+
+        program = self.trace.program
+        feed = [
+            named[node] if node in named else self._held(node) for node in self.trace.nodes if node.op == "placeholder"
+        ]
+        return list(Player(program.graph_module).run(*feed, enable_io_processing=False))
+
+    def _held(self, node: "fx.Node") -> "torch.Tensor":
+        """The weight or constant that a placeholder stands for, as it is now."""
+        if node in self.trace.constants:
+            return self.trace.constants[node]
+        owner, _, name = self.trace.weights[node].rpartition(".")
+        return getattr(self.module.get_submodule(owner), name)  # type: ignore[no-any-return]  # a parameter or buffer
+
+    def _value(self, player: Any, node: "fx.Node", *, is_rounding: bool) -> Any:  # noqa: ANN401 - torch.fx's
+        """As the operator gives it; a layer with its weight rounded, and with the batch norm behind it folded in."""
+        if node in self._norms:
+            return player.env[self._norms[node]]
+        weight = (
+            operator_argument(node, "weight") if node.op == "call_function" and operator_name(node) in _LAYERS else None
+        )
+        norm = self._normed.get(node)
+        if weight is None or (norm is None and not (is_rounding and weight in self.trace.weights)):
+            return super(type(player), player).run_node(node)
+        axis = 1 if "transpose" in operator_name(node) else 0
+        values, bias = player.env[weight], operator_argument(node, "bias")
+        shift = player.env[bias] if bias is not None else None
+        if norm is not None:
+            values, shift = self._folded(player, norm, values, shift, axis)
+        if is_rounding:
+            values = rounded_weight(values, axis, self.weight_bits)
+        places = {name: place for place, name in enumerate(a.name for a in node.target._schema.arguments)}  # type: ignore[union-attr] # noqa: SLF001
+        arguments_, keywords = player.fetch_args_kwargs_from_env(node)
+        given = [*arguments_, *[operator_argument(node, "bias")] * (places["bias"] + 1 - len(arguments_))]
+        given[places["weight"]], given[places["bias"]] = values, shift
+        keywords = {name: value for name, value in keywords.items() if name not in {"weight", "bias"}}
+        return node.target(*given, **keywords)  # type: ignore[operator]  # an operator
+
+    def _folded(
+        self,
+        player: Any,  # noqa: ANN401 - torch.fx's
+        norm: "fx.Node",
+        weight: "torch.Tensor",
+        bias: "torch.Tensor | None",
+        axis: int,
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """With the statistics as they are: they stay frozen while the rounding is learned."""
+        gain, offset, mean, variance = (
+            player.env[norm.args[place]] if norm.args[place] is not None else None for place in (1, 2, 3, 4)
+        )
+        factor = (variance + norm.args[7]).rsqrt()
+        factor = factor * gain if gain is not None else factor
+        shift = -mean * factor if bias is None else (bias - mean) * factor
+        shape = [1] * weight.ndim
+        shape[axis] = -1
+        return weight * factor.reshape(shape), shift + offset if offset is not None else shift
+
+
+def rounded(values: "torch.Tensor", to: Range) -> "torch.Tensor":
+    """Values on the grid of eight bits over a range in which zero is exact; gradients stop outside of it."""
+    step = max(to.step, _LEAST_SCALE)
+    zero = min(max(round(-to.low / step), 0), LEVELS)
+    result: torch.Tensor = load("torch").fake_quantize_per_tensor_affine(values, step, zero, 0, LEVELS)
+    return result
+
+
+def rounded_weight(values: "torch.Tensor", axis: int, bits: int) -> "torch.Tensor":
+    """Weights on a symmetric grid for each output channel, ±127 of eight bits."""
+    torch = load("torch")
+    most = 2 ** (bits - 1) - 1
+    peaks = values.detach().abs().movedim(axis, 0).flatten(1).amax(1)
+    scales = (peaks / most).clamp_min(_LEAST_SCALE)
+    zeros = torch.zeros(len(scales), dtype=torch.int32)
+    result: torch.Tensor = torch.fake_quantize_per_channel_affine(values, scales, zeros, axis, -most, most)
+    return result
+
+
+def _norm_behind(node: "fx.Node", trace: Trace) -> "fx.Node | None":
+    """The batch norm that alone reads a layer, whose numbers are the module's own."""
+    if node.op != "call_function" or operator_name(node) not in _LAYERS or len(node.users) != 1:
+        return None
+    if operator_argument(node, "weight") not in trace.weights:
+        return None
+    (norm,) = node.users
+    if norm.op != "call_function" or operator_name(norm) != "batch_norm" or norm.args[0] is not node:
+        return None
+    is_own = all(value is None or value in trace.weights for value in norm.args[1:5])
+    return norm if is_own and norm.args[3] is not None and norm.args[5] is False else None
