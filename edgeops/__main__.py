@@ -19,6 +19,8 @@ COMMANDS = {
         "Compress a model and write a signed bundle.",
     ),
     "compare": ("edgeops_converters.cli.compare", "compare_command", "convert", "Set two bundles side by side."),
+    "convert": ("edgeops_converters.cli.convert", "convert_command", "convert", "Compress a model and write a signed bundle."),
+    "compress": ("edgeops_converters.cli.compress", "compress_command", "convert", "Make a model smaller by training it."),
     "inspect": ("edgeops.inspection", "inspect_command", "", "Show what a bundle is, and verify it."),
     "keys": ("edgeops.inspection", "keys_group", "", "Make and show signing keys."),
     "serve": ("edgeops_runtime.cli", "serve_command", "device", "Serve one bundle over local HTTP."),

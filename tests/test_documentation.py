@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ben
 GUIDES = {
     "convert": "convert.md",
     "compare": "convert.md",
+    "compress": "convert.md",
     "inspect": "convert.md",
     "keys": "convert.md",
     "serve": "serve.md",

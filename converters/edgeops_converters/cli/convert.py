@@ -111,7 +111,7 @@ def convert_command(
     labels = _read_labels(labels_file) if labels_file is not None else ()
     keys = [SigningKey.load(path) for path in key_files]
     # What the user's code prints is no part of the figures.
-    with _progress() as on_step, redirect_stdout(sys.stderr):
+    with progress() as on_step, redirect_stdout(sys.stderr):
         conversion = convert(
             source,
             data=data,
@@ -159,22 +159,22 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress() -> Iterator[Callable[[str], None]]:
     """Tell the steps on standard error: a spinner with times on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
         begin = time.monotonic()
         yield lambda step: click.echo(f"{time.monotonic() - begin:6.1f} s  {step}", err=True)
         return
-    progress = load("rich.progress")
+    rich = load("rich.progress")
     # The libraries' native log lines are kept off descriptor 2; the display needs one of its own.
     with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as terminal:
         console = load("rich.console").Console(file=terminal, force_terminal=True)
         columns = (
-            progress.SpinnerColumn(finished_text="✓"),
-            progress.TextColumn("{task.description}"),
-            progress.TimeElapsedColumn(),
+            rich.SpinnerColumn(finished_text="✓"),
+            rich.TextColumn("{task.description}"),
+            rich.TimeElapsedColumn(),
         )
-        with progress.Progress(*columns, console=console) as display:
+        with rich.Progress(*columns, console=console) as display:
             yield _stepper(display)
             _finish_last(display)
 

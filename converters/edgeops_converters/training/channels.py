@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeops_converters.extras import load
 from edgeops_converters.training.operators import operator_argument, operator_name
 from edgeops_converters.training.tracing import Trace, layer_of
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int64]
 Axis = tuple[str, int]
 """Name of a weight, and one of its axes."""
+
+OF_THE_CALLER = "they are the caller's"
+"""Why the channels of inputs and outputs stay."""
 
 _PER_VALUE = frozenset([
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu",
@@ -123,13 +127,15 @@ class _Reader:
     _parents: list[int] = field(default_factory=list)
     _reasons: dict[int, str] = field(default_factory=dict)
     _pinned: dict[str, str] = field(default_factory=dict)
+    _lost: "dict[fx.Node, str]" = field(default_factory=dict)
 
     def visit(self, node: "fx.Node") -> None:
         if node.op == "output":
             for given in node.all_input_nodes:
-                self._fix(given, "the caller sees them")
+                self._fix(given, OF_THE_CALLER)
         elif node.op == "call_function" and not self._follow(node):
             reason = f"{layer_of(node)}: nothing is known of channels through {operator_name(node)}"
+            self._lost[node] = reason
             for given in node.all_input_nodes:
                 self._fix(given, reason)
                 if given in self.trace.weights:
@@ -218,7 +224,7 @@ class _Reader:
         track = self._of(data)
         if track is not None and track.axis != 1:
             return False
-        read = track.channels if track is not None else self._fresh(_shape(data)[1], "they are the caller's")
+        read = track.channels if track is not None else self._foreign(data, 1)
         if groups > 1 and shape[1] == 1:
             out = np.repeat(read, shape[0] // groups)
             self._bind(weight, 0, out)
@@ -242,7 +248,7 @@ class _Reader:
         if (bias is not None and bias not in self.trace.weights) or (track is not None and track.axis != 1):
             return False
         self.products.append(Product(self.trace.weights[weight], math.prod(_shape(data)[2:])))
-        read = track.channels if track is not None else self._fresh(_shape(data)[1], "they are the caller's")
+        read = track.channels if track is not None else self._foreign(data, 1)
         out = self._fresh(_shape(weight)[1])
         self._bind(weight, 0, read, reads=True)
         self._bind(weight, 1, out)
@@ -263,7 +269,7 @@ class _Reader:
         if track is not None and track.axis != last:
             return False
         self.products.append(Product(self.trace.weights[weight], math.prod(_shape(node)[1:-1])))
-        read = track.channels if track is not None else self._fresh(_shape(data)[last], "they are the caller's")
+        read = track.channels if track is not None else self._foreign(data, last)
         out = self._fresh(_shape(weight)[0])
         self._bind(weight, 0, out)
         self._bind(weight, 1, read, reads=True)
@@ -281,6 +287,17 @@ class _Reader:
             self._bind(value, 0, track.channels)
         return self._keep(node, 1, track.channels)
 
+    def _rectify(self, node: "fx.Node") -> bool:
+        """A rectifier with one slope, or one for each channel."""
+        track, slope = self._of(node.args[0]), node.args[1]
+        if track is None or not isinstance(slope, load("torch.fx").Node) or slope not in self.trace.weights:
+            return False
+        if _shape(slope)[0] == len(track.channels) and track.axis == 1:
+            self._bind(slope, 0, track.channels)
+        elif _shape(slope)[0] > 1:
+            return False
+        return self._keep(node, track.axis, track.channels)
+
     def _concatenate(self, node: "fx.Node") -> bool:
         tensors: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]  # the operator's schema
         tracks = [self._of(tensor) for tensor in tensors]
@@ -297,7 +314,7 @@ class _Reader:
         if any(track is not None and track.axis != axis for track in tracks):
             return False
         channels = [
-            track.channels if track is not None else self._fresh(_shape(tensor)[axis], "they are the caller's")
+            track.channels if track is not None else self._foreign(tensor, axis)
             for track, tensor in zip(tracks, tensors, strict=True)
         ]
         return self._keep(node, axis, np.concatenate(channels))
@@ -366,6 +383,18 @@ class _Reader:
         for channel in channels:
             self._reasons.setdefault(self._root(int(channel)), reason)
 
+    def _foreign(self, node: "fx.Node", axis: int) -> IntArray:
+        """Channels of a tensor of which none are known: those of an input, or behind an operator that lost them."""
+        waiting, seen = [node], {node}
+        while waiting:
+            source = waiting.pop()
+            if source in self._lost:
+                return self._fresh(_shape(node)[axis], self._lost[source])
+            fresh = [given for given in source.all_input_nodes if given not in seen]
+            waiting.extend(fresh)
+            seen.update(fresh)
+        return self._fresh(_shape(node)[axis], OF_THE_CALLER)
+
     def _fresh(self, count: int, reason: str = "") -> IntArray:
         channels = np.arange(len(self._parents), len(self._parents) + count)
         self._parents.extend(int(channel) for channel in channels)
@@ -373,7 +402,7 @@ class _Reader:
             self._mark(channels, reason)
         return channels
 
-    def _bind(self, node: "fx.Node", axis: int, channels: IntArray, *, reads: bool = False) -> None:
+    def _bind(self, node: Any, axis: int, channels: IntArray, *, reads: bool = False) -> None:  # noqa: ANN401 - a placeholder
         key = (self.trace.weights[node], axis)
         if key in self.axes:  # a weight that is used twice
             self._join(self.axes[key], channels)
@@ -408,6 +437,7 @@ _RULES: "dict[str, Callable[[_Reader, fx.Node], bool]]" = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _Reader._convolve_transposed),  # noqa: SLF001
     "linear": _Reader._multiply,  # noqa: SLF001
     "batch_norm": _Reader._normalise,  # noqa: SLF001
+    "prelu": _Reader._rectify,  # noqa: SLF001
     **dict.fromkeys(("cat", "concat"), _Reader._concatenate),  # noqa: SLF001
     "chunk": _Reader._split,  # noqa: SLF001
     "getitem": _Reader._take,  # noqa: SLF001

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from edgeops.errors import ConflictError, ExportError, RecipeError, TransientError
@@ -20,7 +21,7 @@ from edgeops.processing import Tensors
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.samples import SampleSource, read_calibration
 from edgeops_converters.sources import open_model
-from edgeops_converters.training.channels import Channels, read_channels
+from edgeops_converters.training.channels import OF_THE_CALLER, Channels, read_channels
 from edgeops_converters.training.distillation import Teacher
 from edgeops_converters.training.pruning import (
     CutLayer,
@@ -158,7 +159,7 @@ def compress(
     module.eval()
     notes = _write(module, session.few, output, say) if output is not None else ()
     before, after = shapes_of(original), shapes_of(module)
-    fixed = [(", ".join(group.layers), reason) for group, reason in channels.fixed if len(group.channels) > 1]
+    fixed = [(", ".join(group.layers), reason) for group, reason in channels.fixed if reason != OF_THE_CALLER]
     return Compression(
         module=module,
         layers=cut_layers(channels, original, module),
@@ -168,6 +169,23 @@ def compress(
         trainings=tuple(trainings),
         notes=notes,
     )
+
+
+def encode_compression(compression: Compression) -> str:
+    """The figures as JSON."""
+    figures = {
+        "layers": compression.layers,
+        "left_alone": [{"layers": layers, "reason": reason} for layers, reason in compression.left_alone],
+        "macs": _change(compression.macs),
+        "parameters": _change(compression.parameters),
+        "trainings": compression.trainings,
+        "notes": compression.notes,
+    }
+    return msgspec.json.format(msgspec.json.encode(figures), indent=2).decode()
+
+
+def _change(pair: tuple[int, int]) -> dict[str, int]:
+    return {"before": pair[0], "after": pair[1]}
 
 
 @dataclass(frozen=True)

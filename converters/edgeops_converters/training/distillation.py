@@ -43,7 +43,7 @@ class Teacher:
             distances += _distances(call, wanted)
         if not distances:
             return own
-        return (1 - self.weight) * own + self.weight * torch.stack(distances).mean()
+        return (1 - self.weight) * own + self.weight * torch.stack(distances).mean()  # type: ignore[no-any-return]
 
 
 def _distances(call: Call, wanted: Any) -> "list[torch.Tensor]":  # noqa: ANN401 - whatever the user's forward returns

@@ -18,7 +18,7 @@ from edgeops.errors import RecipeError
 from edgeops.processing import Tensors
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
-from edgeops_converters.training.channels import ChannelGroup, Channels, IntArray, Product
+from edgeops_converters.training.channels import OF_THE_CALLER, ChannelGroup, Channels, IntArray, Product
 from edgeops_converters.training.step import TrainingStep
 from edgeops_converters.training.tracing import arguments
 
@@ -50,7 +50,7 @@ def importance(module: "nn.Module", channels: Channels, step: TrainingStep) -> N
     total = np.zeros(count)
     for index in range(_IMPORTANCE_STEPS):
         module.zero_grad(set_to_none=True)
-        step.run(module, index).loss.backward()
+        step.run(module, index).loss.backward()  # type: ignore[no-untyped-call]  # torch's
         change = np.zeros(count)
         for name, axis in sorted(channels.reads):
             weight = module.get_parameter(name)
@@ -206,7 +206,7 @@ def _shapes_without(channels: Channels, shapes: Mapping[str, Sequence[int]], gon
 
 
 def _left_alone(channels: Channels) -> str:
-    reasons = [f"{', '.join(group.layers)} ({reason})" for group, reason in channels.fixed if len(group.channels) > 1]
+    reasons = [f"{', '.join(group.layers)} ({reason})" for group, reason in channels.fixed if reason != OF_THE_CALLER]
     return f"; left alone: {'; '.join(reasons)}" if reasons else ""
 
 

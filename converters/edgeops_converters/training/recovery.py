@@ -77,7 +77,7 @@ def train(
             batch = step.run(module, index)
             loss = teacher.loss(batch.loss, batch.calls)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
             if all(parameter.grad is None for parameter in parameters):
                 raise RecipeError(
                     f"{step.label}: no gradient reaches the module; the loss must come from the answers of the module "

@@ -65,6 +65,12 @@ class Rehearsal:
         self._normed = {node: norm for norm, node in self._norms.items()}
         self._ends = {*self.trace.inputs, *self.trace.outputs}
         self._points = {node for node in nodes if self._is_point(node)}
+        order = {node: place for place, node in enumerate(nodes)}
+        self._last_reads: dict[fx.Node, list[fx.Node]] = {}
+        for node in nodes:
+            if node.op == "call_function" and node.users:
+                last = max(node.users, key=order.__getitem__)
+                self._last_reads.setdefault(last, []).append(node)
         self._signature = inspect.signature(self.module.forward)
 
     @property
@@ -110,13 +116,13 @@ class Rehearsal:
             return self.answer(*given, **named)
 
         forward.__signature__ = self._signature  # type: ignore[attr-defined]  # as the caller knows it
-        self.module.forward = forward  # type: ignore[method-assign]  # of this object, not of its class
+        self.module.forward = forward  # of this object, not of its class
         try:
             yield
         finally:
             del self.module.forward
             if own is not None:
-                self.module.forward = own  # type: ignore[method-assign]  # likewise
+                self.module.forward = own
 
     def _is_point(self, node: "fx.Node") -> bool:
         value = node.meta.get("val")
@@ -162,23 +168,25 @@ class Rehearsal:
         ranges: "Mapping[fx.Node, Range] | None" = None,
     ) -> "list[Any]":
         """Run the graph; with ``ranges`` through the rounding, with ``watch`` telling the values at the points."""
-        rehearsal = self
-        named = dict(zip(self.trace.inputs, inputs, strict=True))
-
-        class Player(load("torch.fx").Interpreter):  # type: ignore[misc]  # the base class is loaded lazily
-            def run_node(self, n: "fx.Node") -> Any:  # noqa: ANN401 - the value of a node
-                value = rehearsal._value(self, n, is_rounding=ranges is not None)
-                if n not in rehearsal._points:
-                    return value
+        replaced = load("torch.fx.node").map_arg
+        values: dict[fx.Node, Any] = dict(zip(self.trace.inputs, inputs, strict=True))
+        for node in self.trace.nodes:
+            if node.op == "output":
+                return list(replaced(node.args[0], values.__getitem__))
+            if node.op == "get_attr":
+                values[node] = getattr(self.trace.program.graph_module, str(node.target))
+            elif node.op == "call_function":
+                values[node] = self._computed(node, values, replaced, is_rounding=ranges is not None)
+            elif node not in values:
+                values[node] = self._held(node)
+            if node in self._points:
                 if watch is not None:
-                    watch(n, value)
-                return value if ranges is None else rounded(value, ranges[n])
-
-        program = self.trace.program
-        feed = [
-            named[node] if node in named else self._held(node) for node in self.trace.nodes if node.op == "placeholder"
-        ]
-        return list(Player(program.graph_module).run(*feed, enable_io_processing=False))
+                    watch(node, values[node])
+                if ranges is not None:
+                    values[node] = rounded(values[node], ranges[node])
+            for read in self._last_reads.get(node, ()):
+                del values[read]
+        return []
 
     def _held(self, node: "fx.Node") -> "torch.Tensor":
         """The weight or constant that a placeholder stands for, as it is now."""
@@ -187,56 +195,56 @@ class Rehearsal:
         owner, _, name = self.trace.weights[node].rpartition(".")
         return getattr(self.module.get_submodule(owner), name)  # type: ignore[no-any-return]  # a parameter or buffer
 
-    def _value(self, player: Any, node: "fx.Node", *, is_rounding: bool) -> Any:  # noqa: ANN401 - torch.fx's
+    def _computed(
+        self,
+        node: "fx.Node",
+        values: "Mapping[fx.Node, Any]",
+        replaced: Callable[..., Any],
+        *,
+        is_rounding: bool,
+    ) -> Any:  # noqa: ANN401 - what an operator gives
         """As the operator gives it; a layer with its weight rounded, and with the batch norm behind it folded in."""
         if node in self._norms:
-            return player.env[self._norms[node]]
-        weight = (
-            operator_argument(node, "weight") if node.op == "call_function" and operator_name(node) in _LAYERS else None
-        )
-        norm = self._normed.get(node)
-        if weight is None or (norm is None and not (is_rounding and weight in self.trace.weights)):
-            return super(type(player), player).run_node(node)
-        axis = 1 if "transpose" in operator_name(node) else 0
-        values, bias = player.env[weight], operator_argument(node, "bias")
-        shift = player.env[bias] if bias is not None else None
-        if norm is not None:
-            values, shift = self._folded(player, norm, values, shift, axis)
-        if is_rounding:
-            values = rounded_weight(values, axis, self.weight_bits)
-        places = {name: place for place, name in enumerate(a.name for a in node.target._schema.arguments)}  # type: ignore[union-attr] # noqa: SLF001
-        arguments_, keywords = player.fetch_args_kwargs_from_env(node)
-        given = [*arguments_, *[operator_argument(node, "bias")] * (places["bias"] + 1 - len(arguments_))]
-        given[places["weight"]], given[places["bias"]] = values, shift
-        keywords = {name: value for name, value in keywords.items() if name not in {"weight", "bias"}}
-        return node.target(*given, **keywords)  # type: ignore[operator]  # an operator
+            return values[self._norms[node]]
+        given, named = replaced(node.args, values.__getitem__), replaced(node.kwargs, values.__getitem__)
+        is_layer = operator_name(node) in _LAYERS and operator_argument(node, "weight") in self.trace.weights
+        if is_layer and (is_rounding or node in self._normed):
+            parameters = [parameter.name for parameter in node.target._schema.arguments]  # type: ignore[union-attr] # noqa: SLF001
+            named, given = {**dict(zip(parameters, given, strict=False)), **named}, ()
+            axis = 1 if "transpose" in operator_name(node) else 0
+            if node in self._normed:
+                norm = self._normed[node]
+                folded = [replaced(arg, values.__getitem__) for arg in (*norm.args[1:5], norm.args[7])]
+                named["weight"], named["bias"] = _folded(named["weight"], named.get("bias"), axis, *folded)
+            if is_rounding:
+                named["weight"] = rounded_weight(named["weight"], axis, self.weight_bits)
+        return node.target(*given, **named)  # type: ignore[operator]  # an operator
 
-    def _folded(
-        self,
-        player: Any,  # noqa: ANN401 - torch.fx's
-        norm: "fx.Node",
-        weight: "torch.Tensor",
-        bias: "torch.Tensor | None",
-        axis: int,
-    ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """With the statistics as they are: they stay frozen while the rounding is learned."""
-        gain, offset, mean, variance = (
-            player.env[norm.args[place]] if norm.args[place] is not None else None for place in (1, 2, 3, 4)
-        )
-        factor = (variance + norm.args[7]).rsqrt()
-        factor = factor * gain if gain is not None else factor
-        shift = -mean * factor if bias is None else (bias - mean) * factor
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        return weight * factor.reshape(shape), shift + offset if offset is not None else shift
+
+def _folded(  # noqa: PLR0917 - the numbers of a batch norm, in the operator's order
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    axis: int,
+    gain: "torch.Tensor | None",
+    offset: "torch.Tensor | None",
+    mean: "torch.Tensor",
+    variance: "torch.Tensor",
+    epsilon: float,
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Weight and bias of a layer with the batch norm behind it; its statistics stay frozen while rounding is learned."""
+    factor = (variance + epsilon).rsqrt()
+    factor = factor if gain is None else factor * gain
+    shift = -mean * factor if bias is None else (bias - mean) * factor
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return weight * factor.reshape(shape), shift if offset is None else shift + offset
 
 
 def rounded(values: "torch.Tensor", to: Range) -> "torch.Tensor":
     """Values on the grid of eight bits over a range in which zero is exact; gradients stop outside of it."""
     step = max(to.step, _LEAST_SCALE)
     zero = min(max(round(-to.low / step), 0), LEVELS)
-    result: torch.Tensor = load("torch").fake_quantize_per_tensor_affine(values, step, zero, 0, LEVELS)
-    return result
+    return load("torch").fake_quantize_per_tensor_affine(values, step, zero, 0, LEVELS)  # type: ignore[no-any-return]
 
 
 def rounded_weight(values: "torch.Tensor", axis: int, bits: int) -> "torch.Tensor":
@@ -246,8 +254,9 @@ def rounded_weight(values: "torch.Tensor", axis: int, bits: int) -> "torch.Tenso
     peaks = values.detach().abs().movedim(axis, 0).flatten(1).amax(1)
     scales = (peaks / most).clamp_min(_LEAST_SCALE)
     zeros = torch.zeros(len(scales), dtype=torch.int32)
-    result: torch.Tensor = torch.fake_quantize_per_channel_affine(values, scales, zeros, axis, -most, most)
-    return result
+    return torch.fake_quantize_per_channel_affine(  # type: ignore[no-any-return]  # loaded lazily
+        values, scales, zeros, axis, -most, most
+    )
 
 
 def _norm_behind(node: "fx.Node", trace: Trace) -> "fx.Node | None":
