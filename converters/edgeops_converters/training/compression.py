@@ -211,8 +211,8 @@ class _Session:
         self.say("measure which channels matter")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
-            scores = importance(module, channels, self.step)
-        module.eval()
+            # A copy: the step may switch to training mode, which moves the statistics of batch norms.
+            scores = importance(copy.deepcopy(module), channels, self.step)
         gone = choose(channels, shapes_of(module), scores, share=self.recipe.prune / 100)
         reason = difference(module, channels, gone, self.few)
         if reason:

@@ -43,6 +43,11 @@ def importance(module: "nn.Module", channels: Channels, step: TrainingStep) -> N
 
     The gate is at the layers that read the channel (Molchanov et al., "Importance estimation for neural network pruning", 2019).
 
+    Args:
+        module: Its mode is the step's business, and its gradients are used.
+        channels: Of the module.
+        step: Of the user.
+
     Returns:
         By channel; shape ``(channels,)``.
     """

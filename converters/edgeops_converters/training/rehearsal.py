@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
 _SCHEMES: tuple[Callable[[Histogram], Range], ...] = (minmax, least_squares)
+_MOST_ROWS = 256  # that ranges are taken from, evenly over all
 _ROWS_AT_ONCE = 32
 _LEAST_SCALE = 1e-12
 _LAYERS = (
@@ -49,9 +50,12 @@ class Rehearsal:
     """A module's graph with the rounding of int8 in it.
 
     Args:
-        trace: Of the module, for any number of rows where it can.
+        trace: Of the module, for any number of rows.
         module: Whose weights it runs with.
         weight_bits: Of every weight.
+
+    Raises:
+        RecipeError: The graph takes a fixed number of rows, and a training step has others.
     """
 
     trace: Trace
@@ -60,6 +64,11 @@ class Rehearsal:
     _ranges: "dict[fx.Node, Range]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.trace.is_dynamic:
+            raise RecipeError(
+                f"{type(self.module).__name__}: training through int8 takes batches of any size, and the module fixes the number "
+                "of rows; use x.shape[0] or -1 in reshapes"
+            )
         nodes = self.trace.nodes
         self._norms = {norm: node for node in nodes if (norm := _norm_behind(node, self.trace)) is not None}
         self._normed = {node: norm for norm, node in self._norms.items()}
@@ -136,12 +145,10 @@ class Rehearsal:
         return not (len(followers) == 1 and operator_name(followers[0]) in _RECTIFIERS)
 
     def _batches(self, rows: Tensors) -> "Iterator[list[torch.Tensor]]":
-        named = arguments(self.module, rows)
-        fixed = None if self.trace.is_dynamic else int(self.trace.inputs[0].meta["val"].shape[0])
-        size = fixed or _ROWS_AT_ONCE
-        count = len(next(iter(named.values())))
-        for begin in range(0, count - (count % fixed if fixed else 0), size):
-            yield [named[name][begin : begin + size] for name in self.trace.parameters]
+        stride = -(-len(next(iter(rows.values()))) // _MOST_ROWS)
+        named = arguments(self.module, {name: array[::stride] for name, array in rows.items()})
+        for begin in range(0, len(next(iter(named.values()))), _ROWS_AT_ONCE):
+            yield [named[name][begin : begin + _ROWS_AT_ONCE] for name in self.trace.parameters]
 
     def _estimated(
         self, histograms: "Mapping[fx.Node, Histogram]", scheme: Callable[[Histogram], Range]

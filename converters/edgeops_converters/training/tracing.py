@@ -139,5 +139,8 @@ def _export(
     given: "Mapping[str, torch.Tensor]",
     shapes: Any,  # noqa: ANN401 - torch.export's own
 ) -> "ExportedProgram":
+    # By place where they are the first parameters, because that is how a loaded program can be called then.
+    is_leading = list(given) == list(inspect.signature(module.forward).parameters)[: len(given)]
+    places, names = (tuple(given.values()), {}) if is_leading else ((), dict(given))
     with quiet():
-        return load("torch").export.export(module, (), dict(given), dynamic_shapes=shapes)  # type: ignore[no-any-return]
+        return load("torch").export.export(module, places, names, dynamic_shapes=shapes)  # type: ignore[no-any-return]

@@ -8,11 +8,13 @@ CLASSES = 10
 
 
 class Block(nn.Sequential):
-    """Convolution, batch norm, rectifier."""
+    """Convolution, batch norm, rectifier; in place, as most are written."""
 
-    def __init__(self, before, after, size=3, *, groups=1, stride=1, act=nn.ReLU6):
+    def __init__(self, before, after, size=3, *, groups=1, stride=1, act=None):
         super().__init__(
-            nn.Conv2d(before, after, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(after), act()
+            nn.Conv2d(before, after, size, stride, size // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(after),
+            act() if act is not None else nn.ReLU6(inplace=True),
         )
 
 
