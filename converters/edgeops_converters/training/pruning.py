@@ -81,22 +81,35 @@ def choose(
     Raises:
         RecipeError: So much cannot go; the message has what could.
     """
+    before = multiply_accumulates(channels.products, shapes)
+
+    def cost(gone: IntArray) -> int:
+        return multiply_accumulates(channels.products, _shapes_without(channels, shapes, gone))
+
     gone: IntArray = np.zeros(0, np.int64)
-    before = now = multiply_accumulates(channels.products, shapes)
     queues = [list(blocks(group, scores)) for group in channels.groups]
-    while now > before * (1 - share):
-        offers = []
-        for queue in (queue for queue in queues if queue):
-            smaller = _shapes_without(channels, shapes, np.concatenate([gone, queue[0]]))
-            saved = now - multiply_accumulates(channels.products, smaller)
-            offers.append((float(scores[queue[0]].sum()) / max(saved, 1), queue, saved))
+    taken: list[tuple[int, IntArray]] = []
+    while (now := cost(gone)) > before * (1 - share):
+        offers = [
+            (float(scores[queue[0]].sum()) / max(now - cost(np.concatenate([gone, queue[0]])), 1), index)
+            for index, queue in enumerate(queues)
+            if queue
+        ]
         if not offers:
             raise RecipeError(
                 f"prune: {share:.0%} of the multiply-accumulates cannot go; with {MULTIPLE} channels left in every group "
                 f"{1 - now / before:.1%} would{_left_alone(channels)}"
             )
-        _, queue, saved = min(offers, key=lambda offer: offer[0])
-        gone, now = np.concatenate([gone, queue.pop(0)]), now - saved
+        _, index = min(offers)
+        taken.append((index, queues[index].pop(0)))
+        gone = np.concatenate([gone, taken[-1][1]])
+    stays_out: set[int] = set()
+    for index, block in reversed(taken):  # the last block may have saved more than was wanted
+        kept = np.setdiff1d(gone, block)
+        if index not in stays_out and cost(kept) <= before * (1 - share):
+            gone = kept
+        else:
+            stays_out.add(index)
     return gone
 
 

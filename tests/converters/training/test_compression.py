@@ -15,8 +15,12 @@ def compressed(tiny, network, calibration, tmp_path_factory):
     """The example's model at half its cost, and where it was written."""
     output = tmp_path_factory.mktemp("programs") / "small.pt2"
     told = []
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     result = compress(
         network, step=tiny.step, data=calibration, output=output, prune=50, steps=20, qat_steps=8, on_step=told.append
+    )
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), (
+        "the original changed"
     )
     return result, output, told
 
@@ -60,7 +64,7 @@ def test_the_original_stays_and_the_result_is_a_plain_module(compressed, network
     assert type(result.module) is type(network)
     assert not result.module.training
     assert network[0].out_channels == 32
-    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(parameter.grad is None for parameter in result.module.parameters())
     with torch.no_grad():
         answers = result.module(torch.from_numpy(evaluation["image"])).argmax(1).numpy()
     assert (answers == evaluation["labels"]).mean() > 0.98

@@ -65,6 +65,18 @@ def test_what_is_left_of_every_group_is_a_multiple_of_eight(nets, rows, name):
     assert all(count % 8 == 0 and count > 0 for count in left)
 
 
+def test_no_block_goes_that_need_not(nets, rows):
+    module, channels = opened(nets, "Residual", rows)
+    shapes = shapes_of(module)
+    gone = choose(channels, shapes, scores(channels), share=0.5)
+    for group in channels.groups:
+        lost = group.channels[np.isin(group.channels, gone)]
+        if len(lost):
+            back = cut(module, channels, np.setdiff1d(gone, lost[np.argsort(scores(channels)[lost])][-8:]))
+            costs = [multiply_accumulates(channels.products, shapes_of(one)) for one in (module, back)]
+            assert costs[1] > costs[0] / 2, group.layers
+
+
 def test_the_layers_say_their_new_sizes(nets, rows):
     module, channels = opened(nets, "Residual", rows)
     smaller = cut(module, channels, choose(channels, shapes_of(module), scores(channels), share=0.6))
