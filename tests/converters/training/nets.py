@@ -137,9 +137,9 @@ class Written(nn.Module):
 
 
 def rescaled(residual):
-    """The same function, with some channels of the residual stream a thousand times as large as others: int8 cannot hold both."""
+    """The same function, with some channels of the residual stream 10,000 times as large as others: int8 cannot hold both."""
     generator = torch.Generator().manual_seed(1)
-    factors = 10 ** (torch.rand(residual.skip.in_channels, generator=generator) * 3 - 1.5)
+    factors = 10 ** (torch.rand(residual.skip.in_channels, generator=generator) * 4 - 2)
     with torch.no_grad():
         for norm in (residual.stem[1], residual.project[1]):
             norm.weight.mul_(factors)

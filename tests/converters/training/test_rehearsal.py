@@ -148,8 +148,8 @@ def test_the_converters_int8_loses_less_after_the_rehearsal_where_channels_diffe
     data = {"image": images[:256].numpy()}
     module = nets.rescaled(trained(nets, step, steps=400))
     usual = copy.deepcopy(module)
-    trained_on(usual, step, steps=120, learning_rate=1e-4)
-    rehearsed = compress(module, step=step, data=data, qat_steps=120, learning_rate=1e-3).module
+    trained_on(usual, step, steps=160, learning_rate=1e-3)
+    rehearsed = compress(module, step=step, data=data, qat_steps=160, learning_rate=1e-2).module
 
     accuracy = {}
     for name, subject in {"as it was": module, "more float steps": usual, "rehearsed": rehearsed}.items():
@@ -168,9 +168,10 @@ def test_the_converters_int8_loses_less_after_the_rehearsal_where_channels_diffe
             sys.stdout.write(
                 f"\n{name}: " + ", ".join(f"{one.name} {one.accuracy.value:.2%}" for one in report.variants)
             )
+    # As above: four standard errors of a difference are at most 0.06.
     for variant in ("onnx-int8", "tflite-int8"):
         others = max(accuracy["as it was", variant], accuracy["more float steps", variant])
-        assert accuracy["rehearsed", variant] > others + 0.03, variant
+        assert accuracy["rehearsed", variant] > others + 0.06, variant
 
 
 def test_a_module_that_fixes_the_number_of_rows_is_refused():
