@@ -224,7 +224,16 @@ class _Session:
     def recover(self, module: "nn.Module") -> Training:
         """Train as the user would."""
         module.train()
-        return self._train(module, "recover", self.recipe.steps, self.recipe.learning_rate)
+        return train(
+            module,
+            self.step,
+            self.teacher,
+            name="recover",
+            steps=self.recipe.steps,
+            learning_rate=self.recipe.learning_rate,
+            seed=self.recipe.seed,
+            on_step=self.say,
+        )
 
     def rehearse(self, module: "nn.Module") -> Training:
         """Train through the rounding of int8; batch norm keeps its statistics, and the ranges follow the weights."""
@@ -238,27 +247,18 @@ class _Session:
                 rehearsal.calibrate(self.rows)
 
         with rehearsal.on_stage():
-            return self._train(module, "rehearse int8", steps, self.recipe.learning_rate * _GENTLER, follow)
-
-    def _train(
-        self,
-        module: "nn.Module",
-        name: str,
-        steps: int,
-        learning_rate: float,
-        before_step: Callable[[int], None] | None = None,
-    ) -> Training:
-        return train(
-            module,
-            self.step,
-            self.teacher,
-            name=name,
-            steps=steps,
-            learning_rate=learning_rate,
-            seed=self.recipe.seed,
-            before_step=before_step,
-            on_step=self.say,
-        )
+            return train(
+                module,
+                self.step,
+                self.teacher,
+                name="rehearse int8",
+                steps=steps,
+                learning_rate=self.recipe.learning_rate * _GENTLER,
+                seed=self.recipe.seed,
+                before_step=follow,
+                plain=rehearsal.plain,
+                on_step=self.say,
+            )
 
 
 def _open(source: "nn.Module | str | Path", rows: Tensors) -> "nn.Module":

@@ -1,5 +1,6 @@
 """Distillation: the module is also asked to answer as the one that it was made from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +34,20 @@ class Teacher:
             own: The step's loss.
             calls: Of the pupil, with the inputs that the teacher is asked too.
         """
-        torch = load("torch")
         if self.weight == 0:
             return own
-        distances = []
+        distance = self.distance(calls)
+        return own if distance is None else (1 - self.weight) * own + self.weight * distance
+
+    def distance(self, calls: "Iterable[Call]") -> "torch.Tensor | None":
+        """How far answers are from the teacher's, on average; ``None`` when there is nothing to compare."""
+        torch = load("torch")
+        found: list[Any] = []
         for call in calls:
             with torch.no_grad():
                 wanted = self.module(*call.arguments, **call.keywords)
-            distances += _distances(call, wanted)
-        if not distances:
-            return own
-        return (1 - self.weight) * own + self.weight * torch.stack(distances).mean()  # type: ignore[no-any-return]
+            found += _distances(call, wanted)
+        return torch.stack(found).mean() if found else None
 
 
 def _distances(call: Call, wanted: Any) -> "list[torch.Tensor]":  # noqa: ANN401 - whatever the user's forward returns

@@ -82,6 +82,10 @@ def choose(
         RecipeError: So much cannot go; the message has what could.
     """
     before = multiply_accumulates(channels.products, shapes)
+    if not before:
+        raise RecipeError(
+            "prune: the module has no convolution and no linear layer, and their channels are all that can go"
+        )
 
     def cost(gone: IntArray) -> int:
         return multiply_accumulates(channels.products, _shapes_without(channels, shapes, gone))
@@ -179,7 +183,8 @@ def difference(module: "nn.Module", channels: Channels, gone: IntArray, rows: Te
     for wanted, given in zip(expected, answered, strict=True):
         if wanted.shape != given.shape:
             return f"the shape of the answer changes from {list(wanted.shape)} to {list(given.shape)}"
-        if wanted.numel() and float((wanted - given).abs().max()) > _TOLERANCE * max(float(wanted.abs().max()), 1e-6):
+        allowed = _TOLERANCE * max(float(wanted.abs().max()), 1e-6)
+        if not float((wanted - given).abs().max()) <= allowed:  # NaN is no match either
             return "the answers change by more than what the channels gave"
     return ""
 

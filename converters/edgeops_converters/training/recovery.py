@@ -1,8 +1,8 @@
 """The training loop of recovery and of the rehearsal: the user's step, distillation, AdamW under a cosine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from edgeops.errors import RecipeError
 from edgeops_converters.extras import load
@@ -44,6 +44,7 @@ def train(
     learning_rate: float,
     seed: int,
     before_step: Callable[[int], None] | None = None,
+    plain: Callable[..., Any] | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Training:
     """Train a module in place; the same seed gives the same weights where the step itself draws from torch alone.
@@ -57,6 +58,8 @@ def train(
         learning_rate: At the beginning; it falls to zero along half a cosine.
         seed: Of torch's generator, which is left as it was.
         before_step: Told the index of each step before it runs.
+        plain: What the module answers without rounding, where it is trained with it: half of the loss is then that this, too,
+            stays the teacher's answer.
         on_step: Told the progress, about ten times.
 
     Raises:
@@ -76,6 +79,10 @@ def train(
                 before_step(index)
             batch = step.run(module, index)
             loss = teacher.loss(batch.loss, batch.calls)
+            if plain is not None:
+                unrounded = [replace(call, answer=plain(*call.arguments, **call.keywords)) for call in batch.calls]
+                distance = teacher.distance(unrounded)
+                loss = loss if distance is None else (loss + distance) / 2
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
             if all(parameter.grad is None for parameter in parameters):
@@ -90,5 +97,7 @@ def train(
                 recent = losses[-max(steps // _LINES, 1) :]
                 on_step(f"{name}: step {index + 1} of {steps}, loss {sum(recent) / len(recent):.4f}")
     module.zero_grad(set_to_none=True)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise RecipeError(f"{name}: weights are NaN or Inf after {steps} steps; train more gently (--learning-rate)")
     ends = max(int(steps * _ENDS), 1)
     return Training(name, steps, sum(losses[:ends]) / ends, sum(losses[-ends:]) / ends)

@@ -6,6 +6,10 @@ else makes new values. Weights are rounded per channel as the converter rounds t
 histograms and estimators. Gradients pass the rounding unchanged and stop outside the range (Jacob et al., "Quantization and
 training of neural networks for efficient integer-arithmetic-only inference", 2018). Afterwards nothing of it is left but the
 weights.
+
+The converter holds the integers against the module in float, and corrects their biases towards it. So the module has to stay good
+without the rounding too: trained for the rounded answers alone it learns biases that make up for the rounding, and the correction
+takes them away again.
 """
 
 import contextlib
@@ -109,11 +113,23 @@ class Rehearsal:
         """
         if not self._ranges:
             raise RecipeError("the ranges of the rehearsal are not set; call calibrate first")
+        return self._answered(given, named, self._ranges)
+
+    def plain(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - the signature of the user's forward
+        """What ``forward`` gives without rounding, batch norms folded all the same."""
+        return self._answered(given, named, None)
+
+    def _answered(
+        self,
+        given: tuple[Any, ...],
+        named: Mapping[str, Any],
+        ranges: "Mapping[fx.Node, Range] | None",
+    ) -> Any:  # noqa: ANN401 - whatever the user's forward returns
         bound = self._signature.bind(*given, **named).arguments
         missing = [name for name in self.trace.parameters if not isinstance(bound.get(name), load("torch").Tensor)]
         if missing:
             raise RecipeError(f"the step calls the module without {missing}, which the data have")
-        flat = self._run([bound[name] for name in self.trace.parameters], None, self._ranges)
+        flat = self._run([bound[name] for name in self.trace.parameters], None, ranges)
         return load("torch.utils._pytree").tree_unflatten(flat, self.trace.program.call_spec.out_spec)
 
     @contextlib.contextmanager

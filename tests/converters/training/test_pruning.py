@@ -108,6 +108,21 @@ def test_more_than_can_go_is_refused_with_what_could(nets, rows):
         choose(channels, shapes_of(module), scores(channels), share=0.99)
 
 
+def test_a_module_without_layers_to_cut_is_refused(rows):
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = torch.nn.GRU(28, 32, batch_first=True)
+
+        def forward(self, image):
+            return self.cell(image[:, 0])[0][:, -1]
+
+    module = Recurrent().eval()
+    channels = read_channels(trace(module, rows, is_dynamic=False))
+    with pytest.raises(RecipeError, match="no convolution and no linear layer"):
+        choose(channels, shapes_of(module), np.zeros(1), share=0.1)
+
+
 def test_multiply_accumulates_are_those_of_the_formula(nets, rows):
     module, channels = opened(nets, "Excited", rows)
     by_hand = 14 * 14 * 32 * 9 + 32 * 16 + 16 * 32 + 32 * 10

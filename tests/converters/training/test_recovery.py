@@ -61,6 +61,14 @@ def test_a_loss_that_grows_beyond_all_numbers_is_refused_with_what_to_do():
         run(nn.Linear(3, 1), learning_rate=1e30)
 
 
+def test_weights_that_are_no_numbers_after_the_last_step_are_refused():
+    def steep(module, index):
+        return torch.sqrt(module(torch.zeros(1, 3)).sum() - module.bias.sum())
+
+    with pytest.raises(RecipeError, match="weights are NaN or Inf after 1 steps"):
+        run(nn.Linear(3, 1), steep, steps=1)
+
+
 def test_a_module_without_anything_to_train_is_refused():
     with pytest.raises(RecipeError, match="no parameter with requires_grad"):
         run(nn.Linear(3, 1).requires_grad_(False))

@@ -116,6 +116,7 @@ def trained_on(module, step, *, steps, learning_rate, rehearsal=None, rows=None)
         learning_rate=learning_rate,
         seed=0,
         before_step=lambda index: rehearsal.calibrate(rows) if rehearsal is not None and index % 15 == 0 else None,
+        plain=rehearsal.plain if rehearsal is not None else None,
     )
 
 
