@@ -15,8 +15,10 @@ takes them away again.
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgeops.errors import RecipeError
 from edgeops.processing import Tensors
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 _SCHEMES: tuple[Callable[[Histogram], Range], ...] = (minmax, least_squares)
 _MOST_ROWS = 256  # that ranges are taken from, evenly over all
-_ROWS_AT_ONCE = 32
+_CORRECTION_ROWS = 64
+_ROWS_AT_ONCE = 64
 _LEAST_SCALE = 1e-12
 _LAYERS = (
     frozenset(f"conv{rank}d" for rank in (1, 2, 3)) | {"linear"} | {f"conv_transpose{rank}d" for rank in (1, 2, 3)}
@@ -47,6 +50,14 @@ _MOVES = frozenset([
     "select", "expand", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "upsample_nearest2d", "pad",
     "to", "_to_copy", "lift_fresh_copy",
 ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Ranges of the points, and what is added to the channels of each layer so that they answer on average as in float."""
+
+    ranges: "dict[fx.Node, Range]"
+    shifts: "dict[fx.Node, torch.Tensor]"
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Rehearsal:
     trace: Trace
     module: "nn.Module"
     weight_bits: int = 8
-    _ranges: "dict[fx.Node, Range]" = field(default_factory=dict)
+    _plan: "_Plan | None" = None
 
     def __post_init__(self) -> None:
         if not self.trace.is_dynamic:
@@ -78,6 +89,8 @@ class Rehearsal:
         self._normed = {node: norm for norm, node in self._norms.items()}
         self._ends = {*self.trace.inputs, *self.trace.outputs}
         self._points = {node for node in nodes if self._is_point(node)}
+        layers = {node for node in nodes if self._is_layer(node)}
+        self._layer_ends = {self._normed.get(node, node) for node in layers}
         order = {node: place for place, node in enumerate(nodes)}
         self._last_reads: dict[fx.Node, list[fx.Node]] = {}
         for node in nodes:
@@ -92,18 +105,43 @@ class Rehearsal:
         return [node for node in self.trace.nodes if node in self._points]
 
     def calibrate(self, rows: Tensors) -> None:
-        """Set all ranges from what flows through the module as it is now, in the better of the converter's ways.
+        """Set ranges and corrected biases from what flows through the module as it is now, in the better of the converter's ways.
 
         Args:
             rows: Calibration rows of every input.
         """
         histograms: dict[fx.Node, Histogram] = {node: Histogram() for node in self._points}
-        batches = list(self._batches(rows))
-        torch = load("torch")
-        with torch.no_grad():
-            wanted = [self._run(batch, lambda node, value: histograms[node].add(value.numpy())) for batch in batches]
-            candidates = [self._estimated(histograms, scheme) for scheme in _SCHEMES]
-            self._ranges = min(candidates, key=lambda ranges: self._noise(ranges, batches, wanted))
+
+        def count(node: "fx.Node", value: "torch.Tensor") -> None:
+            if node in histograms:
+                histograms[node].add(value.numpy())
+
+        means: dict[fx.Node, torch.Tensor] = {}
+
+        def measure(node: "fx.Node", value: "torch.Tensor") -> None:
+            if node in self._layer_ends:
+                means[node] = _channel_means(node, value)
+
+        with load("torch").no_grad():
+            for batch in self._batches(rows, _MOST_ROWS):
+                self._run(batch, None, watch=count)
+            few = next(self._batches(rows, _CORRECTION_ROWS))
+            wanted = self._run(few, None, watch=measure)
+            plans = [self._corrected(self._estimated(histograms, scheme), few, means) for scheme in _SCHEMES]
+            self._plan = min(plans, key=lambda plan: _noise(self._run(few, plan), wanted))
+
+    def _corrected(
+        self, ranges: "dict[fx.Node, Range]", rows: "list[torch.Tensor]", means: "Mapping[fx.Node, torch.Tensor]"
+    ) -> _Plan:
+        """Correct the biases layer by layer, each with the inputs that the corrected ones before it give."""
+        plan = _Plan(ranges, {})
+
+        def correct(node: "fx.Node", value: "torch.Tensor") -> None:
+            if node in self._layer_ends:
+                plan.shifts[node] = means[node] - _channel_means(node, value)
+
+        self._run(rows, plan, watch=correct)
+        return plan
 
     def answer(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - the signature of the user's forward
         """What ``forward`` gives, through the rounding.
@@ -111,9 +149,9 @@ class Rehearsal:
         Raises:
             RecipeError: The ranges are not set, or the arguments are not those that the module was traced with.
         """
-        if not self._ranges:
+        if self._plan is None:
             raise RecipeError("the ranges of the rehearsal are not set; call calibrate first")
-        return self._answered(given, named, self._ranges)
+        return self._answered(given, named, self._plan)
 
     def plain(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - the signature of the user's forward
         """What ``forward`` gives without rounding, batch norms folded all the same."""
@@ -123,13 +161,13 @@ class Rehearsal:
         self,
         given: tuple[Any, ...],
         named: Mapping[str, Any],
-        ranges: "Mapping[fx.Node, Range] | None",
+        plan: _Plan | None,
     ) -> Any:  # noqa: ANN401 - whatever the user's forward returns
         bound = self._signature.bind(*given, **named).arguments
         missing = [name for name in self.trace.parameters if not isinstance(bound.get(name), load("torch").Tensor)]
         if missing:
             raise RecipeError(f"the step calls the module without {missing}, which the data have")
-        flat = self._run([bound[name] for name in self.trace.parameters], None, ranges)
+        flat = self._run([bound[name] for name in self.trace.parameters], plan)
         return load("torch.utils._pytree").tree_unflatten(flat, self.trace.program.call_spec.out_spec)
 
     @contextlib.contextmanager
@@ -160,10 +198,17 @@ class Rehearsal:
         followers = list(node.users)
         return not (len(followers) == 1 and operator_name(followers[0]) in _RECTIFIERS)
 
-    def _batches(self, rows: Tensors) -> "Iterator[list[torch.Tensor]]":
-        stride = -(-len(next(iter(rows.values()))) // _MOST_ROWS)
-        named = arguments(self.module, {name: array[::stride] for name, array in rows.items()})
-        for begin in range(0, len(next(iter(named.values()))), _ROWS_AT_ONCE):
+    def _is_layer(self, node: "fx.Node") -> bool:
+        """A convolution or matrix product with a weight of the module."""
+        is_known = node.op == "call_function" and operator_name(node) in _LAYERS
+        return is_known and operator_argument(node, "weight") in self.trace.weights
+
+    def _batches(self, rows: Tensors, most: int) -> "Iterator[list[torch.Tensor]]":
+        """So many rows, evenly over all, a few at a time."""
+        count = len(next(iter(rows.values())))
+        places = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+        named = arguments(self.module, {name: array[places] for name, array in rows.items()})
+        for begin in range(0, len(places), _ROWS_AT_ONCE):
             yield [named[name][begin : begin + _ROWS_AT_ONCE] for name in self.trace.parameters]
 
     def _estimated(
@@ -171,26 +216,13 @@ class Rehearsal:
     ) -> "dict[fx.Node, Range]":
         return {node: (minmax if node in self._ends else scheme)(histogram) for node, histogram in histograms.items()}
 
-    def _noise(
-        self,
-        ranges: "Mapping[fx.Node, Range]",
-        batches: "list[list[torch.Tensor]]",
-        wanted: "list[list[Any]]",
-    ) -> float:
-        total = 0.0
-        for batch, expected in zip(batches, wanted, strict=True):
-            for value, target in zip(self._run(batch, None, ranges), expected, strict=True):
-                if hasattr(target, "is_floating_point") and target.is_floating_point():
-                    total += float((value - target).square().sum() / target.square().sum().clamp_min(1e-12))
-        return total
-
     def _run(
         self,
         inputs: "list[torch.Tensor]",
-        watch: "Callable[[fx.Node, torch.Tensor], None] | None",
-        ranges: "Mapping[fx.Node, Range] | None" = None,
+        plan: _Plan | None,
+        watch: "Callable[[fx.Node, torch.Tensor], None] | None" = None,
     ) -> "list[Any]":
-        """Run the graph; with ``ranges`` through the rounding, with ``watch`` telling the values at the points."""
+        """Run the graph, through the rounding where there is a plan; tell values at points and layers before it is applied."""
         replaced = load("torch.fx.node").map_arg
         values: dict[fx.Node, Any] = dict(zip(self.trace.inputs, inputs, strict=True))
         for node in self.trace.nodes:
@@ -199,14 +231,15 @@ class Rehearsal:
             if node.op == "get_attr":
                 values[node] = getattr(self.trace.program.graph_module, str(node.target))
             elif node.op == "call_function":
-                values[node] = self._computed(node, values, replaced, is_rounding=ranges is not None)
+                values[node] = self._computed(node, values, replaced, is_rounding=plan is not None)
             elif node not in values:
                 values[node] = self._held(node)
-            if node in self._points:
-                if watch is not None:
-                    watch(node, values[node])
-                if ranges is not None:
-                    values[node] = rounded(values[node], ranges[node])
+            if watch is not None and (node in self._points or node in self._layer_ends):
+                watch(node, values[node])
+            if plan is not None and node in plan.shifts:
+                values[node] = values[node] + plan.shifts[node]
+            if plan is not None and node in self._points:
+                values[node] = rounded(values[node], plan.ranges[node])
             for read in self._last_reads.get(node, ()):
                 del values[read]
         return []
@@ -230,8 +263,7 @@ class Rehearsal:
         if node in self._norms:
             return values[self._norms[node]]
         given, named = replaced(node.args, values.__getitem__), replaced(node.kwargs, values.__getitem__)
-        is_layer = operator_name(node) in _LAYERS and operator_argument(node, "weight") in self.trace.weights
-        if is_layer and (is_rounding or node in self._normed):
+        if self._is_layer(node) and (is_rounding or node in self._normed):
             parameters = [parameter.name for parameter in node.target._schema.arguments]  # type: ignore[union-attr] # noqa: SLF001
             named, given = {**dict(zip(parameters, given, strict=False)), **named}, ()
             axis = 1 if "transpose" in operator_name(node) else 0
@@ -261,6 +293,21 @@ def _folded(  # noqa: PLR0917 - the numbers of a batch norm, in the operator's o
     shape = [1] * weight.ndim
     shape[axis] = -1
     return weight * factor.reshape(shape), shift if offset is None else shift + offset
+
+
+def _channel_means(node: "fx.Node", value: "torch.Tensor") -> "torch.Tensor":
+    """Of each channel of a layer's answer, in a shape that can be added to it."""
+    axis = value.ndim - 1 if operator_name(node) == "linear" else 1
+    return value.mean([dim for dim in range(value.ndim) if dim != axis], keepdim=True)
+
+
+def _noise(given: "list[Any]", wanted: "list[Any]") -> float:
+    """Squared error over all outputs, each in units of its own power."""
+    return sum(
+        float((value - target).square().sum() / target.square().sum().clamp_min(1e-12))
+        for value, target in zip(given, wanted, strict=True)
+        if hasattr(target, "is_floating_point") and target.is_floating_point()
+    )
 
 
 def rounded(values: "torch.Tensor", to: Range) -> "torch.Tensor":

@@ -94,7 +94,6 @@ def test_the_noise_is_that_of_the_converters_int8(nets, fashion, tmp_path):
         with rehearsal.on_stage():
             played = module(image)
     sqnr_db = 10 * np.log10(float(expected.square().mean() / (played - expected).square().mean()))
-    # The converter corrects biases besides, which the rehearsal leaves to the training.
     assert sqnr_db == pytest.approx(conversion.report.variant("onnx-int8").sqnr_db, abs=4)
 
 
