@@ -1,4 +1,4 @@
-"""From a module and its training step to a smaller module that int8 hurts less: prune, recover, rehearse, write.
+"""From a module and its training step to a smaller module: prune, recover, rehearse int8, write.
 
 What comes out is a module of the same class with smaller weights, and an exported program of it, which ``edgeops convert`` takes
 as it takes any other: the conversion knows nothing of what was done here.
@@ -117,7 +117,7 @@ def compress(
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
 ) -> Compression:
-    """Make a module smaller and used to int8, by training.
+    """Make a module smaller by training it.
 
     Args:
         source: A module in eval mode, which stays as it is, or ``file.py:function``.

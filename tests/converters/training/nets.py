@@ -136,19 +136,6 @@ class Written(nn.Module):
         return self.head(self.fixed(self.free(image)).mean((2, 3)).view(-1, 32))
 
 
-def rescaled(residual):
-    """The same function, with some channels of the residual stream 10,000 times as large as others: int8 cannot hold both."""
-    generator = torch.Generator().manual_seed(1)
-    factors = 10 ** (torch.rand(residual.skip.in_channels, generator=generator) * 4 - 2)
-    with torch.no_grad():
-        for norm in (residual.stem[1], residual.project[1]):
-            norm.weight.mul_(factors)
-            norm.bias.mul_(factors)
-        for layer in (residual.expand[0], residual.down[0], residual.skip):
-            layer.weight.div_(factors.reshape(1, -1, 1, 1))
-    return residual
-
-
 def seeded(make):
     """In eval mode, with weights and batch norms from a fixed seed."""
     torch.manual_seed(0)
