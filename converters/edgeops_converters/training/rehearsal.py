@@ -9,8 +9,8 @@ weights.
 
 The converter holds the integers against the module in float, and corrects their biases towards it. So the module has to stay good
 without the rounding too: trained for the rounded answers alone it learns biases that make up for the rounding, and the correction
-takes them away again. How near this is to the converter's own integers is not established: on one network of random weights it had
-45 dB where the converter's ONNX had 29.
+takes them away again. How near this is to the converter's own integers is not established: on one network of random weights it
+had 45 dB where the converter's ONNX had 29.
 """
 
 import contextlib
