@@ -25,6 +25,12 @@ COMMANDS = {
         "convert",
         "Say what a conversion would meet, and what to change.",
     ),
+    "compress": (
+        "edgeops_converters.cli.compress",
+        "compress_command",
+        "convert",
+        "Make a model smaller by training it.",
+    ),
     "inspect": ("edgeops.inspection", "inspect_command", "", "Show what a bundle or a model file is, and verify it."),
     "keys": ("edgeops.inspection", "keys_group", "", "Make and show signing keys."),
     "serve": ("edgeops_runtime.cli", "serve_command", "device", "Serve one bundle over local HTTP."),

@@ -18,6 +18,7 @@ GUIDES = {
     "convert": "convert.md",
     "compare": "convert.md",
     "doctor": "convert.md",
+    "compress": "convert.md",
     "inspect": "convert.md",
     "keys": "convert.md",
     "serve": "serve.md",

@@ -192,15 +192,30 @@ def import_file(path: Path) -> ModuleType:
             raise ExportError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
 
 
+def load_function(path: Path, name: str, *, purpose: str) -> Callable[..., Any]:
+    """A function of the user's own file, which may import its neighbours, as when Python runs it.
+
+    Args:
+        path: The file.
+        name: Of the function; empty when none was given.
+        purpose: What the function is to do, for the message: ``returns the model``.
+
+    Raises:
+        ExportError: There is no such file or function, or importing the file fails.
+    """
+    if not name:
+        raise ExportError(f"{path}: expected file.py:function, with a function that {purpose}")
+    module = import_file(path)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        raise ExportError(f"{path}: no function {name!r}; it has {', '.join(known) or 'none'}")
+    return function  # type: ignore[no-any-return]  # checked above
+
+
 def _make(path: Path, function: str) -> "nn.Module":
     """Import the user's file and call the function that makes the model."""
-    if not function:
-        raise ExportError(f"{path}: expected file.py:function, with a function that returns the model")
-    module = import_file(path)
-    make = getattr(module, function, None)
-    if not callable(make):
-        known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
-        raise ExportError(f"{path}: no function {function!r}; it has {', '.join(known) or 'none'}")
+    make = load_function(path, function, purpose="returns the model")
     with _importable(path.absolute().parent):
         try:
             made = make()

@@ -1,7 +1,7 @@
 """The smallest model that is worth converting, with its data: which quarter of a noisy 16x16 image is bright?
 
 ``python tiny.py`` writes ``calib.npz`` and ``eval.npz`` next to where it is called; ``edgeops convert tiny.py:tiny …`` trains
-the model (two seconds) and converts it.
+the model (two seconds) and converts it; ``edgeops compress tiny.py:tiny --train tiny.py:step …`` makes it smaller before.
 """
 
 import numpy as np
@@ -47,6 +47,12 @@ def tiny() -> nn.Module:
         loss.backward()
         optimizer.step()
     return model.eval()
+
+
+def step(module: nn.Module, index: int) -> torch.Tensor:
+    """The loss of one batch, for ``edgeops compress --train tiny.py:step``: 64 images that were not seen before."""
+    images, labels = quarters(64, seed=1000 + index)
+    return nn.functional.cross_entropy(module(torch.from_numpy(images)), torch.from_numpy(labels))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from edgeops_converters.extras import load, quiet
 
 def test_importing_the_package_loads_no_heavy_library():
     code = (
-        "import sys, edgeops_converters, edgeops_converters.cli.convert\n"
+        "import sys, edgeops_converters, edgeops_converters.cli.compress, edgeops_converters.cli.convert\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'litert_torch', 'ai_edge_litert', 'ai_edge_quantizer', 'jax', 'jinja2'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
