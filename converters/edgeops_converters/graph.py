@@ -4,6 +4,7 @@ Planning (:mod:`edgeops_converters.planning`) is written once, against :class:`F
 :mod:`edgeops_converters.quantizers`.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,6 +52,21 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Layers with nothing but a rectifier between them, of which the second alone reads the first.
+
+    Attributes:
+        first: Gives.
+        second: Reads.
+        cap: What the rectifier cuts values to; infinite where there is no such thing.
+    """
+
+    first: Layer
+    second: Layer
+    cap: float = math.inf
+
+
+@dataclass(frozen=True)
 class Parameters:
     """Of a layer.
 
@@ -83,8 +99,8 @@ class FloatGraph(Protocol):
         """In the order of the graph, layers included."""
 
     @property
-    def pairs(self) -> Sequence[tuple[Layer, Layer]]:
-        """Layers with nothing but a rectifier between them, of which the second alone reads the first."""
+    def pairs(self) -> Sequence[Pair]:
+        """Layers between which channels can be rescaled."""
 
     def parameters(self, layer: Layer) -> Parameters:
         """What the layer multiplies with and adds, as it is now."""

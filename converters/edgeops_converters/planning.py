@@ -103,22 +103,23 @@ def own_ranges(graph: FloatGraph, rows: Tensors, tensors: Collection[str]) -> di
 def equalise(graph: FloatGraph, rows: Tensors) -> frozenset[str]:
     """Bring the channels between layers to one range; gives the nodes whose inputs were changed."""
     pairs, peaks = graph.pairs, dict[str, NDArray[np.float64]]()
-    for values in graph.stream(rows, {second.input for _, second in pairs}):
-        for _, second in pairs:
-            seen = np.abs(np.moveaxis(graph.planes(second, values[second.input]), 1, 0))
-            top = seen.reshape(len(seen), -1).max(axis=1).astype(np.float64)
-            peaks[second.input] = np.maximum(peaks.get(second.input, 0.0), top)
+    for values in graph.stream(rows, {pair.second.input for pair in pairs}):
+        for pair in pairs:
+            name = pair.second.input
+            seen = np.abs(np.moveaxis(graph.planes(pair.second, values[name]), 1, 0))
+            peaks[name] = np.maximum(peaks.get(name, 0.0), seen.reshape(len(seen), -1).max(axis=1).astype(np.float64))
     changed: dict[str, Parameters] = {}
     equalised = set()
-    for first, second in pairs:
-        ahead = changed.get(first.node) or graph.parameters(first)
-        behind = changed.get(second.node) or graph.parameters(second)
-        factors = divisors(peaks[second.input], behind.weights, second.geometry.groups)
+    for pair in pairs:
+        ahead = changed.get(pair.first.node) or graph.parameters(pair.first)
+        behind = changed.get(pair.second.node) or graph.parameters(pair.second)
+        groups = pair.second.geometry.groups
+        factors = divisors(peaks[pair.second.input], behind.weights, groups, cap=pair.cap)
         if (factors == 1).all():
             continue
-        changed[first.node] = Parameters(divided(ahead.weights, factors), divided(ahead.bias, factors))
-        changed[second.node] = Parameters(multiplied(behind.weights, factors, second.geometry.groups), behind.bias)
-        equalised.add(second.node)
+        changed[pair.first.node] = Parameters(divided(ahead.weights, factors), divided(ahead.bias, factors))
+        changed[pair.second.node] = Parameters(multiplied(behind.weights, factors, groups), behind.bias)
+        equalised.add(pair.second.node)
     graph.change(changed)
     return frozenset(equalised)
 

@@ -16,7 +16,7 @@ from edgeops_converters.calibration import Means
 from edgeops_converters.correction import mean_squared_error
 from edgeops_converters.exporters.litert import tensor_names
 from edgeops_converters.extras import load, quiet
-from edgeops_converters.graph import Layer, Node, Parameters, Values
+from edgeops_converters.graph import Layer, Node, Pair, Parameters, Values
 from edgeops_converters.layers import FloatArray
 from edgeops_converters.quantizers.litert_graph import LitertFile, LitertLayer, stream
 from edgeops_converters.ranges import Range
@@ -53,9 +53,9 @@ class LitertGraph:
         ]
 
     @property
-    def pairs(self) -> list[tuple[Layer, Layer]]:
+    def pairs(self) -> list[Pair]:
         """See :class:`edgeops_converters.graph.FloatGraph`."""
-        return [(self._layer(first), self._layer(second)) for first, second in self.file.pairs()]
+        return [Pair(self._layer(first), self._layer(second), cap) for first, second, cap in self.file.pairs()]
 
     def parameters(self, layer: Layer) -> Parameters:
         """See :class:`edgeops_converters.graph.FloatGraph`."""

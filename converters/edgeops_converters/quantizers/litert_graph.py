@@ -1,5 +1,6 @@
 """Reading, running and patching TFLite files for quantisation: layers, what flows between them, and the integer biases."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,8 +134,8 @@ class LitertFile:
             return weights.transpose(1, 2, 3, 0)
         return weights.transpose(0, 2, 3, 1) if layer.geometry.strides else weights
 
-    def pairs(self) -> list[tuple[LitertLayer, LitertLayer]]:
-        """Layers with nothing but a rectifier between them, of which the second alone reads the first."""
+    def pairs(self) -> list[tuple[LitertLayer, LitertLayer, float]]:
+        """Layers with nothing but a rectifier between them, the second of which alone reads the first, and where it cuts values."""
         layers = {layer.input: layer for layer in self.layers()}
         readers = Counter(index for _, inputs, _ in self.operators for index in inputs)
         buffers = Counter(self._graph.Tensors(index).Buffer() for index in range(self._graph.TensorsLength()))
@@ -145,8 +146,9 @@ class LitertFile:
                 continue
             held = (first.weights, first.bias, second.weights)
             is_own = all(buffers[self._graph.Tensors(one).Buffer()] == readers[one] == 1 for one in held)
-            if is_own and self._is_linear(first) and self._has_channels_of(second, first):
-                found.append((first, second))
+            cap = self._cap(first)
+            if is_own and cap is not None and self._has_channels_of(second, first):
+                found.append((first, second, cap))
         return found
 
     def _has_channels_of(self, second: LitertLayer, first: LitertLayer) -> bool:
@@ -156,8 +158,8 @@ class LitertFile:
             return bool(first.geometry.strides and second.geometry.strides)
         return int(shapes[0][0]) == int(shapes[1][-1])
 
-    def _is_linear(self, layer: LitertLayer) -> bool:
-        """Whether a factor passes through what the layer does to its answer."""
+    def _cap(self, layer: LitertLayer) -> float | None:
+        """Where the layer cuts its answer; ``None`` if it does what is no rectifier."""
         builtin, schema = self._schema.BuiltinOperator, self._schema
         kinds = {
             builtin.CONV_2D: schema.Conv2DOptions,
@@ -167,7 +169,8 @@ class LitertFile:
         options, table = kinds[layer.kind](), self._graph.Operators(layer.operator).BuiltinOptions()
         options.Init(table.Bytes, table.Pos)
         activation = schema.ActivationFunctionType
-        return options.FusedActivationFunction() in {activation.NONE, activation.RELU}
+        caps = {activation.NONE: math.inf, activation.RELU: math.inf, activation.RELU6: 6.0}
+        return caps.get(options.FusedActivationFunction())
 
     def rows_of(self, layer: LitertLayer, values: NDArray[Any]) -> NDArray[Any]:
         """The input of a layer with what is averaged in front; a matrix product takes whatever lies before its last axis."""

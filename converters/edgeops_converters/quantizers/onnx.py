@@ -15,7 +15,7 @@ from edgeops_converters.artifact import Artifact
 from edgeops_converters.calibration import Means
 from edgeops_converters.correction import mean_squared_error
 from edgeops_converters.extras import load, quiet
-from edgeops_converters.graph import Layer, Node, Parameters, Values
+from edgeops_converters.graph import Layer, Node, Pair, Parameters, Values
 from edgeops_converters.layers import FloatArray
 from edgeops_converters.onnx_file import strip
 from edgeops_converters.quantizers.onnx_graph import (
@@ -68,9 +68,9 @@ class OnnxGraph:
         ]
 
     @property
-    def pairs(self) -> list[tuple[Layer, Layer]]:
+    def pairs(self) -> list[Pair]:
         """See :class:`edgeops_converters.graph.FloatGraph`."""
-        return [(_layer(first), _layer(second)) for first, second in read_pairs(self.model.graph)]
+        return [Pair(_layer(first), _layer(second), cap) for first, second, cap in read_pairs(self.model.graph)]
 
     def parameters(self, layer: Layer) -> Parameters:
         """See :class:`edgeops_converters.graph.FloatGraph`."""

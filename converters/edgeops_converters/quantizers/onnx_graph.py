@@ -1,5 +1,6 @@
 """Reading and running ONNX graphs for quantisation: layers, what flows between them, and the integers of a QDQ file."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,9 +68,9 @@ def read_layers(graph: Any) -> list[OnnxLayer]:  # noqa: ANN401 - onnx has no ty
     return found
 
 
-def read_pairs(graph: Any) -> list[tuple[OnnxLayer, OnnxLayer]]:  # noqa: ANN401 - onnx has no types
-    """Layers with nothing but a rectifier between them, of which the second alone reads the first."""
-    layers = {layer.name: layer for layer in read_layers(graph)}
+def read_pairs(graph: Any) -> list[tuple[OnnxLayer, OnnxLayer, float]]:  # noqa: ANN401 - onnx has no types
+    """Layers with nothing but a rectifier between them, of which the second alone reads the first, and where it cuts values."""
+    layers, constants = {layer.name: layer for layer in read_layers(graph)}, initializers(graph)
     ends = {value.name for value in graph.output}
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
@@ -77,15 +78,27 @@ def read_pairs(graph: Any) -> list[tuple[OnnxLayer, OnnxLayer]]:  # noqa: ANN401
             readers.setdefault(name, []).append(node)
     found = []
     for first in layers.values():
-        passed, after = [first.output], readers.get(first.output, [])
-        if len(after) == 1 and after[0].op_type == "Relu":
+        passed, after, cap = [first.output], readers.get(first.output, []), math.inf
+        between = _rectifier(after[0], constants) if len(after) == 1 else None
+        if between is not None:
+            cap = between
             passed.append(after[0].output[0])
             after = readers.get(passed[-1], [])
         second = layers.get(after[0].name) if len(after) == 1 else None
-        if second is None or second.input != passed[-1] or ends & set(passed):
-            continue
-        found.append((first, second))
+        if second is not None and second.input == passed[-1] and not ends & set(passed):
+            found.append((first, second, cap))
     return found
+
+
+def _rectifier(node: Any, constants: Mapping[str, NDArray[Any]]) -> float | None:  # noqa: ANN401 - onnx has no types
+    """Where a rectifier cuts values; ``None`` for another operator."""
+    if node.op_type == "Relu":
+        return math.inf
+    limits = [constants.get(name) for name in node.input[1:]]
+    if node.op_type != "Clip" or len(limits) != 2 or any(limit is None for limit in limits):  # noqa: PLR2004 - both ends
+        return None
+    low, high = (float(np.asarray(limit).reshape(-1)[0]) for limit in limits)
+    return high if low == 0 else None
 
 
 def complete(graph: Any) -> None:  # noqa: ANN401 - onnx has no types
