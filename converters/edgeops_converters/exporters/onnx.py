@@ -10,6 +10,7 @@ from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
+from edgeops_converters.rewrites import onnx as rewrites
 from edgeops_converters.sources import BATCH, Model
 
 _HIGHEST_OPSET = 21  # of onnxruntime 1.18, the oldest that is promised
@@ -29,6 +30,7 @@ class OnnxExporter:
             graph, batch, notes = _from_torch(model, example)
         strip(graph)
         _check_age(graph, model.label)
+        rewrites.apply(rewrites.PASSES, graph)
         onnx.save(graph, str(target))
         return Artifact(
             path=target,
