@@ -33,9 +33,12 @@ from edgeops_converters.lineage import git_revision, tool_versions
 from edgeops_converters.measurement import Measurement, admitted, measure
 from edgeops_converters.packing import GOLDEN_FILE, cpu_name, describe, make_golden, pack
 from edgeops_converters.quantization import carry_out, plan_for
+from edgeops_converters.quantizers.entry import entry_ranges, fuse_entry
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.rehearsal import rehearse
 from edgeops_converters.report import Report, SourceReport
+from edgeops_converters.rewrites import Rewritten, rewrite
+from edgeops_converters.rewrites.layout import as_model_takes, parse_layout
 from edgeops_converters.samples import Samples, SampleSource, check_alike, read_calibration, read_evaluation
 from edgeops_converters.sources import Model, in_float, open_model
 from edgeops_converters.steps import Steps
@@ -68,6 +71,7 @@ def convert(
     precisions: Sequence[str] = ("float", "int8"),
     max_drop: float = 0.5,
     target: str | None = None,
+    input_layout: str = "nchw",
     labels: Sequence[str] = (),
     preprocess: Sequence[Operator] = (),
     postprocess: Sequence[Operator] = (),
@@ -96,6 +100,7 @@ def convert(
         precisions: Of ``float``, ``int8``, ``float16``, ``dynamic``, ``int8-weights``, ``int4-weights``, ``int16``.
         max_drop: Largest accepted loss of accuracy against the source, in percentage points.
         target: ``x86`` or ``arm``; this machine when ``None``.
+        input_layout: In which callers give images, and the data has them: ``nchw`` as the model takes them, or ``nhwc``.
         labels: Class names by index.
         preprocess: Operators from the caller's inputs to the model's.
         postprocess: Operators from the model's outputs to the caller's.
@@ -125,6 +130,7 @@ def convert(
         precisions=tuple(precisions),
         max_drop=max_drop,
         target=parse_target(target),
+        input_layout=parse_layout(input_layout),
         preprocess=tuple(preprocess),
         postprocess=tuple(postprocess),
         labels=tuple(labels),
@@ -142,13 +148,19 @@ def convert(
         scratch = Path(directory)
         with steps.step("read the data"):
             calibration, held_out = _read_data(data, evaluation, recipe)
-            ranged = _preprocessed(calibration, recipe)
+            few = _example(calibration.inputs)
+            example = as_model_takes(_preprocessed(replace(calibration, inputs=few), recipe), recipe.input_layout)
         with steps.step("open the source"):
-            rehearse(source, _example(ranged))
-            model = open_model(source, _example(ranged), allow_pickle=allow_pickle)
-            model = in_float(model, _example(ranged)) if recipe.requantize else model
-            check_finite(model)
-            recipe, notes = _possible(recipe, model)
+            rehearse(source, example)
+            opened = open_model(source, example, allow_pickle=allow_pickle)
+            opened = in_float(opened, example) if recipe.requantize else opened
+            check_finite(opened)
+            recipe, notes = _possible(recipe, opened)
+        with steps.step("rewrite"):
+            rewritten = rewrite(opened, few, preprocess=recipe.preprocess, input_layout=recipe.input_layout)
+            asked, model = recipe, rewritten.model
+            recipe = replace(recipe, preprocess=rewritten.preprocess)
+            ranged = _preprocessed(calibration, recipe)
             exam = _exam(held_out, model, recipe)
         with steps.step("answers of the source"):
             original = exam.ask(model.answer, batch=model.batch)
@@ -156,7 +168,7 @@ def convert(
                 raise ExportError(
                     f"{model.label}: answers NaN or Inf on the evaluation data, though its weights are numbers; a layer overflows"
                 )
-        artifacts = _artifacts(model, ranged, recipe, scratch, steps=steps)
+        artifacts = _artifacts(rewritten, ranged, recipe, scratch, steps=steps)
         kept = admitted(measure(artifacts, exam, original, recipe=recipe, steps=steps), recipe)
         with steps.step("drift reference"):
             # Devices prefer int8, so what they count is held against what int8 says.
@@ -186,11 +198,16 @@ def convert(
                 git_revision=git_revision(model.directory),
                 parent=parent,
                 dataset=dataset,
-                recipe={**recipe.as_json(), "forced": _forced(kept)},
+                recipe={**asked.as_json(), "forced": _forced(kept)},
                 tools=tool_versions(),
             ),
             license=license,
-            notes=(*notes, *golden.notes, *(f"{one.artifact.name}: {said}" for one in kept for said in one.remarks)),
+            notes=(
+                *notes,
+                *rewritten.texts,
+                *golden.notes,
+                *(f"{one.artifact.name}: {said}" for one in kept for said in one.remarks),
+            ),
             seconds=dict(steps.seconds),
         )
         report = msgspec.structs.replace(report, advice=advise(report))
@@ -275,22 +292,33 @@ def _exam(held_out: Samples, model: Model, recipe: Recipe) -> Exam:
     return Exam(held_out, _preprocessed(held_out, recipe), recipe.postprocess, classes)
 
 
-def _artifacts(model: Model, calibration: Tensors, recipe: Recipe, scratch: Path, *, steps: Steps) -> list[Artifact]:
+def _artifacts(
+    rewritten: Rewritten, calibration: Tensors, recipe: Recipe, scratch: Path, *, steps: Steps
+) -> list[Artifact]:
     """Files of every format and precision, float first; float is made even where it is not wanted, to measure against."""
     exported = []
     for form in recipe.formats:
         with steps.step(f"export {form}"):
-            exported.append(EXPORTERS[form].export(model, _example(calibration), scratch / f"model.float.{form}"))
+            exported.append(
+                EXPORTERS[form].export(rewritten.model, _example(calibration), scratch / f"model.float.{form}")
+            )
     made = [*exported]
-    if model.file is not None and model.file.is_quantized and "int8" in recipe.precisions:
-        made += [model.file.write(scratch / f"model.int8.{one.format}") for one in exported]
+    file = rewritten.model.file
+    if file is not None and file.is_quantized and "int8" in recipe.precisions:
+        made += [file.write(scratch / f"model.int8.{one.format}") for one in exported]
     elif "int8" in recipe.precisions:
         with steps.step("plan int8"):
-            planned, subjects = plan_for(exported, calibration, target=recipe.target)
+            bases = exported
+            if rewritten.integers is not rewritten.model:
+                few, integers = _example(calibration), rewritten.integers
+                bases = [EXPORTERS[form].export(integers, few, scratch / f"base.{form}") for form in recipe.formats]
+            pinned = {one.format: entry_ranges(one) for one in bases}
+            planned, subjects = plan_for(bases, calibration, target=recipe.target, pinned=pinned)
         for one in exported:
             with steps.step(f"quantise {one.format}"):
                 target = scratch / f"model.int8.{one.format}"
                 made.append(carry_out(planned.plan, subjects[one.format], target, cpu=recipe.target))
+                fuse_entry(made[-1])
     for one, precision in itertools.product(exported, recipe.precisions):
         if (one.format, precision) in COMPRESSIONS:
             with steps.step(f"compress {one.format} to {precision}"):

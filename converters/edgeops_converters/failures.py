@@ -77,10 +77,10 @@ def explain(error: BaseException, module: "nn.Module") -> Explanation:
     operators = [next(filter(None, match)) for match in _OPERATOR.findall(text)]
     if operators:
         said = f"{said}: operator {operators[-1].removesuffix('.default')}"
-    name, layer = _layer(error, module)
+    name, kind, layer = _layer(error, module)
     return Explanation(
         layer="" if name == "module" else name.removeprefix("module."),
-        kind="" if layer is None else type(layer).__name__,
+        kind=kind,
         line=user_line(text),
         said=said,
         change=next((hint for pattern, hint in _HINTS if pattern.search(text)), "").format(dtype=_weight_dtype(layer)),
@@ -108,26 +108,31 @@ def _summary(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _layer(error: BaseException, module: "nn.Module") -> "tuple[str, nn.Module | None]":
-    """The innermost layer of the user's model in whose ``forward`` it happened; ours around the whole is called ``module``."""
+def _layer(error: BaseException, module: "nn.Module") -> "tuple[str, str, nn.Module | None]":
+    """Name and class of the innermost layer in whose ``forward`` it happened; ours around the whole is called ``module``."""
     layers = {name: layer for name, layer in module.named_modules() if name}
     names = {id(layer): name for name, layer in layers.items()}
-    found = ""
+    found, kind = "", ""
     for link in _chain(error):
         for frame in _frames(link.__traceback__):
-            found = names.get(id(frame.get("self"))) or _traced_layer(frame, layers) or found
-    return found, layers.get(found)
+            if name := names.get(id(frame.get("self"))):
+                found, kind = name, type(layers[name]).__name__
+            elif traced := _traced_layer(frame, layers):
+                found, kind = traced
+    return found, kind, layers.get(found)
 
 
-def _traced_layer(frame: dict[str, Any], layers: "dict[str, nn.Module]") -> str:
+def _traced_layer(frame: dict[str, Any], layers: "dict[str, nn.Module]") -> tuple[str, str] | None:
     """The layer that a node of an exported graph came from; its exporters hold the node in a variable of that name."""
     meta = getattr(frame.get("node"), "meta", None)
     stack = meta.get("nn_module_stack") if isinstance(meta, dict) else None
-    for path, _ in reversed((stack or {}).values()):
+    for path, kind in reversed((stack or {}).values()):
         for name in sorted(layers, key=len, reverse=True):
             if str(path).replace("']", "").endswith(f".{name}") or path == name:
-                return name
-    return ""
+                return name, own_layer({"": (path, kind)})[1]
+        if str(path).startswith("module."):  # a rewritten graph has no module for a layer without weights
+            return path, own_layer({"": (path, kind)})[1]
+    return None
 
 
 def own_layer(stack: Mapping[str, Any]) -> tuple[str, str]:

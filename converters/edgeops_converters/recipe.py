@@ -9,6 +9,7 @@ from edgeops.errors import RecipeError
 from edgeops.manifest import Operator
 from edgeops_converters.compressors import PRECISIONS, is_made
 from edgeops_converters.exporters import EXPORTERS
+from edgeops_converters.rewrites.layout import Layout
 from edgeops_converters.targets import Target
 
 
@@ -21,6 +22,7 @@ class Recipe:
         precisions: Of :data:`edgeops_converters.compressors.PRECISIONS`.
         max_drop: Largest accepted loss against the source, in percentage points.
         target: The CPUs that it is made for.
+        input_layout: In which callers give images.
         preprocess: From the caller's inputs to the model's; ``postprocess`` likewise for outputs.
         labels: Class names by index.
         stratum_attribute: Device attribute whose values are the strata of the evaluation data.
@@ -33,6 +35,7 @@ class Recipe:
     precisions: tuple[str, ...]
     max_drop: float
     target: Target
+    input_layout: Layout = Layout.NCHW
     preprocess: tuple[Operator, ...] = ()
     postprocess: tuple[Operator, ...] = ()
     labels: tuple[str, ...] = ()
@@ -66,6 +69,7 @@ class Recipe:
             "min_int8": self.min_int8,
             "requantize": self.requantize,
             "target": str(self.target),
+            "input_layout": str(self.input_layout),
             "activations": "uint8" if self.target is Target.X86 else "int8",
             "stratum_attribute": self.stratum_attribute,
             "force": self.force,

@@ -70,10 +70,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="PERCENT",
     help="Least share of convolutions and matrix products that must run in integers.",
 )
+@click.option("--target", help="CPUs that it is made for: x86, x86-vnni or arm; this machine's by default.")
 @click.option(
-    "--target",
-    type=click.Choice(["x86", "x86-vnni", "arm"]),
-    help="CPU that it is made for; this machine's by default.",
+    "--input-layout",
+    type=click.Choice(["nchw", "nhwc"]),
+    default="nchw",
+    show_default=True,
+    help="How callers give images; the data too.",
 )
 @click.option("--labels", "labels_file", type=_FILE, help="Class names, one a line.")
 @click.option(
@@ -101,6 +104,7 @@ def convert_command(
     max_drop: float,
     min_int8: float,
     target: str | None,
+    input_layout: str,
     labels_file: Path | None,
     processing_file: Path | None,
     stratum_attribute: str,
@@ -134,6 +138,7 @@ def convert_command(
             max_drop=max_drop,
             min_int8=min_int8,
             target=target,
+            input_layout=input_layout,
             labels=labels,
             preprocess=processing.preprocess,
             postprocess=processing.postprocess,

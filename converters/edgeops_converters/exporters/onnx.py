@@ -11,6 +11,7 @@ from edgeops_converters.artifact import Artifact
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
 from edgeops_converters.onnx_file import check_age, strip
+from edgeops_converters.rewrites import onnx as rewrites
 from edgeops_converters.sources import BATCH, Model, as_float
 
 
@@ -31,6 +32,7 @@ class OnnxExporter:
         graph, batch, notes = _from_torch(model, example)
         strip(graph)
         check_age(graph, model.label)
+        rewrites.apply(rewrites.PASSES, graph)
         onnx.save(graph, str(target))
         return Artifact(
             path=target,
