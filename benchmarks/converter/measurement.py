@@ -64,7 +64,7 @@ class Finding:
     Attributes:
         value: The source's accuracy or area under the curve; ``None`` without labels.
         weights: Entries of its weight matrices and kernels.
-        parity: Share of the test rows on which our ONNX and TFLite files give the same class.
+        parity: Share of the test rows on which our ONNX and TFLite files give the same class; ``None`` where there are none.
         failures: File → why there is none.
         left_out: Tool → how to install it.
     """
@@ -128,7 +128,8 @@ def examine(subject: Subject, scratch: Path, *, with_stock: bool) -> Finding:
         _line(one, subject, source, answered, p50_ms=taken, float_ms=latency[_floats(files, one)])
         for one, answered, taken in zip(files, answers, latency, strict=True)
     )
-    ours = [answered for one, answered in zip(files, answers, strict=True) if one.tool == OURS]
+    ours = [_classes(answered) for one, answered in zip(files, answers, strict=True) if one.tool == OURS]
+    has_classes = subject.task is not Task.ANOMALIES
     return Finding(
         subject=subject.name,
         title=subject.title,
@@ -137,7 +138,7 @@ def examine(subject: Subject, scratch: Path, *, with_stock: bool) -> Finding:
         value=_value(subject, source),
         weights=subject.weights,
         lines=lines,
-        parity=agreement(_classes(ours[0]), _classes(ours[1])) if len(ours) == len(FORMATS) else None,
+        parity=agreement(*ours) if has_classes and len(ours) == len(FORMATS) else None,
         failures=failures,
         left_out=left_out,
     )
@@ -170,7 +171,7 @@ def figures(finding: Finding, *, is_convolutional: bool) -> dict[Place, dict[Mea
             readings[Measure.DROP] = Reading(line.drop.points, line.drop.low, line.drop.high)
         if is_convolutional and float_bytes > _TINY_BYTES:
             readings[Measure.SIZE] = Reading(line.size_bytes / float_bytes)
-        if rival is not None and line.seconds is not None and line.format == "onnx":
+        if rival is not None and line.seconds is not None and (line.format, line.tool) == ("onnx", OURS):
             readings[Measure.SECONDS] = Reading(line.seconds / rival)
         found[Place(finding.subject, line.format, line.tool)] = readings
     if finding.parity is not None:

@@ -28,9 +28,16 @@ def main(site: Path, source: Path, rows: Path, target: Path, *, full: bool) -> N
         given = dict(arrays)
     count = len(next(iter(given.values())))
     model = onnx.load(source)
+    is_transformer = any(node.op_type == "Softmax" for node in model.graph.node)
     begun = time.perf_counter()
     dataset = nncf.Dataset([{name: array[i : i + 1] for name, array in given.items()} for i in range(count)])
-    made = nncf.quantize(model, dataset, subset_size=count, fast_bias_correction=not full)
+    made = nncf.quantize(
+        model,
+        dataset,
+        subset_size=count,
+        fast_bias_correction=not full,
+        model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,  # as its documentation advises
+    )
     seconds = time.perf_counter() - begun
     onnx.save(made, target)
     print(json.dumps({"seconds": seconds}))

@@ -11,19 +11,19 @@ from benchmarks.converter.carried import Carried
 from benchmarks.converter.measurement import FLOAT, Finding, Line
 from edgeops_converters.fidelity import Drop
 
-_CONSOLE = Console() if sys.stdout.isatty() else Console(width=180)
+_CONSOLE = Console() if sys.stdout.isatty() else Console(width=200)
 _LINE_HEADINGS = (
-    "file", "worth", "points lost [95 %]", "agreement", "SQNR, dB", "p50, ms", "speed", "in integers", "kB", "of float",
+    "file", "%", "points lost [95 %]", "agreement", "SQNR, dB", "p50, ms", "speed", "in integers", "kB", "of float",
     "overhead, kB", "made in, s",
 )  # fmt: skip
 
 
 def show_finding(finding: Finding) -> None:
-    """One subject: a line for each file.
+    """One subject: a line for each file. The first figure is accuracy, or the area under the ROC curve.
 
     The overhead is what a file has beyond one byte for each weight: biases, scales, the graph.
     """
-    worth = "no labels" if finding.value is None else f"source {100 * finding.value:.2f}"
+    worth = "no labels" if finding.value is None else f"source {100 * finding.value:.2f} %"
     table = _table(
         f"{finding.subject}: {finding.title}; {finding.rows} rows of {finding.origin}; {worth}", _LINE_HEADINGS
     )
@@ -54,9 +54,9 @@ def show_carried(found: Sequence[Carried]) -> None:
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """The bars, and how many are met."""
+    """The bars that something was measured for, and how many are met."""
     table = _table("bars", ("what", "subject", "format", "asked", "EdgeOps", "best of stock, each", "verdict"))
-    for one in outcomes:
+    for one in (one for one in outcomes if one.verdict is not Verdict.NOT_MEASURED):
         table.add_row(one.what, one.subject, one.format, one.asked, one.got, one.stock, one.verdict)
     _CONSOLE.print()
     _CONSOLE.print(table, highlight=False)
@@ -93,7 +93,7 @@ def _decibel(value: float | None) -> str:
 def _table(title: str, headings: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
     return table
 
 
