@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-BLOCKS = ((32, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+BLOCKS = ((32, 64, 2), (64, 64, 1), (64, 64, 1), (64, 128, 1), (128, 128, 1))
 """Of :class:`DepthwiseNet`: channels in, channels out, stride."""
 
 
@@ -51,8 +51,8 @@ class MobileNetV3Like(nn.Module):
         super().__init__()
         self.stem = _normalised(1, 16, 3, stride=2, activation=nn.Hardswish)
         self.blocks = nn.Sequential(
-            _InvertedResidual(16, 16, 16, 3, stride=1, activation=nn.ReLU),
-            _InvertedResidual(16, 64, 32, 3, stride=2, activation=nn.ReLU),
+            _InvertedResidual(16, 16, 16, 3, stride=2, activation=nn.ReLU),
+            _InvertedResidual(16, 64, 32, 3, stride=1, activation=nn.ReLU),
             _InvertedResidual(32, 96, 32, 5, stride=1, activation=nn.Hardswish),
             _InvertedResidual(32, 128, 48, 5, stride=1, activation=nn.Hardswish),
             _InvertedResidual(48, 192, 64, 5, stride=2, activation=nn.Hardswish),
@@ -73,7 +73,7 @@ class SmallResNet(nn.Module):
         super().__init__()
         self.stem = _normalised(1, 16, 3, stride=2)
         self.blocks = nn.Sequential(
-            _BasicBlock(16, 32, stride=1), _BasicBlock(32, 64, stride=2), _BasicBlock(64, 128, stride=2)
+            _BasicBlock(16, 32, stride=2), _BasicBlock(32, 64, stride=2), _BasicBlock(64, 128, stride=1)
         )
         self.head = nn.Linear(128, 10)
 
@@ -83,12 +83,12 @@ class SmallResNet(nn.Module):
 
 
 class SmallVisionTransformer(nn.Module):
-    """49 overlapping patches, pre-norm blocks, mean over the tokens, after ViT (Dosovitskiy et al., 2021)."""
+    """16 patches, pre-norm blocks, mean over the tokens, after ViT (Dosovitskiy et al., 2021)."""
 
-    def __init__(self, *, width: int = 64, depth: int = 3, heads: int = 4) -> None:
+    def __init__(self, *, width: int = 64, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, width, 8, stride=4, padding=2)
-        self.position = nn.Parameter(0.02 * torch.randn(1, 49, width))
+        self.patches = nn.Conv2d(1, width, 7, stride=7)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 16, width))
         self.blocks = nn.Sequential(*(_TransformerBlock(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)

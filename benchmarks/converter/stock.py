@@ -33,17 +33,26 @@ NNCF_FULL = "NNCF, full bias correction"
 _CHUNK_ROWS = 10
 
 
-def _onnxruntime(source: Artifact, rows: Tensors, target: Path, **options: Any) -> tuple[Artifact, None]:  # noqa: ANN401 - as onnxruntime takes them
-    """``quantize_static`` after the preparation that its documentation asks for."""
+def _onnxruntime(
+    source: Artifact,
+    rows: Tensors,
+    target: Path,
+    *,
+    is_tuned: bool = False,
+    by_entropy: bool = False,
+    has_7_bits: bool = False,
+) -> tuple[Artifact, None]:
+    """``quantize_static`` after the preparation that its documentation asks for; tuned is U8S8, one scale a channel."""
     quantization = load("onnxruntime.quantization")
-    if "entropy" in options:
-        # All tensors of so many rows are in memory at once; the whole set would be gigabytes.
-        options = {
+    options: dict[str, Any] = {}
+    if is_tuned:
+        options |= {"per_channel": True, "activation_type": quantization.QuantType.QUInt8, "reduce_range": has_7_bits}
+    if by_entropy:
+        # All tensors of a part are in memory at once; those of the whole set would be gigabytes.
+        options |= {
             "calibrate_method": quantization.CalibrationMethod.Entropy,
             "extra_options": {"CalibStridedMinMax": _CHUNK_ROWS},
-        } | {name: value for name, value in options.items() if name != "entropy"}
-    if options.pop("unsigned", False):
-        options["activation_type"] = quantization.QuantType.QUInt8
+        }
     with quiet(), tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         prepared = Path(scratch) / "prepared.onnx"
         load("onnxruntime.quantization.shape_inference").quant_pre_process(
@@ -75,35 +84,31 @@ def _reader(source: Artifact, rows: Tensors) -> Any:  # noqa: ANN401 - onnxrunti
     return Reader()
 
 
-def _ai_edge_quantizer(source: Artifact, rows: Tensors, target: Path, *, static: bool) -> tuple[Artifact, None]:
-    """Its recipe for int8, with the float interface that the other files have."""
-    quantizer, recipe = load("ai_edge_quantizer.quantizer"), load("ai_edge_quantizer.recipe")
+def _ai_edge_quantizer(source: Artifact, rows: Tensors, target: Path, *, recipe_name: str) -> tuple[Artifact, None]:
+    """One of its recipes, with the float interface that the other files have."""
+    quantizer, recipes = load("ai_edge_quantizer.quantizer"), load("ai_edge_quantizer.recipe")
     operation = load("ai_edge_quantizer.qtyping").TFLOperationName
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         stock = quantizer.Quantizer(str(source.path))
+        stock.load_quantization_recipe(getattr(recipes, recipe_name)())
         found = None
-        if static:
-            stock.load_quantization_recipe(recipe.static_wi8_ai8())
+        if stock.need_calibration:
             for end in (operation.INPUT, operation.OUTPUT):
                 stock.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
-            names = [
-                f"args_{index}" for index in range(len(source.inputs))
-            ]  # litert-torch's, in the order of the inputs
-            count = len(next(iter(rows.values())))
-            found = stock.calibrate(
-                {
-                    "serving_default": [
-                        {key: rows[name][index][None] for key, name in zip(names, source.inputs, strict=True)}
-                        for index in range(count)
-                    ]
-                }
-            )
-        else:
-            stock.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+            found = stock.calibrate({"serving_default": _requests(source, rows)})
         target.write_bytes(bytes(stock.quantize(calibration_result=found).quantized_model))
     _, outputs = renamed(source.path, target)
     outputs = {name: outputs[wire] for name, wire in source.outputs.items()}
     return replace(source, path=target, precision="int8", outputs=outputs), None
+
+
+def _requests(source: Artifact, rows: Tensors) -> list[dict[str, Any]]:
+    """One row at a time, by litert-torch's names for the arguments."""
+    count = len(next(iter(rows.values())))
+    return [
+        {f"args_{position}": rows[name][index : index + 1] for position, name in enumerate(source.inputs)}
+        for index in range(count)
+    ]
 
 
 def _nncf(source: Artifact, rows: Tensors, target: Path, *, full: bool) -> tuple[Artifact, float]:
@@ -120,7 +125,7 @@ def _nncf(source: Artifact, rows: Tensors, target: Path, *, full: bool) -> tuple
             env={**os.environ, "NNCF_CI": "1"},  # it reports its use to its maker otherwise
         )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
     seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
     return replace(source, path=target, precision="int8"), float(seconds)
 
@@ -128,19 +133,18 @@ def _nncf(source: Artifact, rows: Tensors, target: Path, *, full: bool) -> tuple
 RIVALS: dict[str, dict[str, Rival]] = {
     "onnx": {
         "onnxruntime, defaults": _onnxruntime,
-        "onnxruntime, U8S8 per channel": functools.partial(_onnxruntime, unsigned=True, per_channel=True),
-        "onnxruntime, U8S8 per channel, entropy": functools.partial(
-            _onnxruntime, unsigned=True, per_channel=True, entropy=True
-        ),
-        "onnxruntime, U8S8 per channel, 7-bit weights": functools.partial(
-            _onnxruntime, unsigned=True, per_channel=True, reduce_range=True
-        ),
+        "onnxruntime, U8S8 per channel": functools.partial(_onnxruntime, is_tuned=True),
+        "onnxruntime, U8S8 per channel, entropy": functools.partial(_onnxruntime, is_tuned=True, by_entropy=True),
+        "onnxruntime, U8S8 per channel, 7-bit weights": functools.partial(_onnxruntime, is_tuned=True, has_7_bits=True),
         "NNCF, fast bias correction": functools.partial(_nncf, full=False),
         NNCF_FULL: functools.partial(_nncf, full=True),
     },
     "tflite": {
-        "ai-edge-quantizer, static": functools.partial(_ai_edge_quantizer, static=True),
-        "ai-edge-quantizer, dynamic": functools.partial(_ai_edge_quantizer, static=False),
+        "ai-edge-quantizer, static": functools.partial(_ai_edge_quantizer, recipe_name="static_wi8_ai8"),
+        "ai-edge-quantizer, static, int16 activations": functools.partial(
+            _ai_edge_quantizer, recipe_name="static_wi8_ai16"
+        ),
+        "ai-edge-quantizer, dynamic": functools.partial(_ai_edge_quantizer, recipe_name="dynamic_wi8_afp32"),
     },
 }
 """Format → name → tool, the defaults first. Seven bits are what onnxruntime advises where a CPU without VNNI saturates."""

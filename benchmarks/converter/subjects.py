@@ -95,7 +95,7 @@ def _fashion(
 
 def _keywords(name: str) -> Subject:
     splits = data.keywords()
-    course = Course(steps=900, rate=4e-3)
+    course = Course(steps=700, rate=4e-3)
     module = trained(name, networks.KeywordNet, splits.train, course, class_loss, cache=CACHE)
     return _subject(
         name, "DS-CNN for keywords, MLPerf Tiny's shape", module, task=Task.CLASSES, wire="features", splits=splits
@@ -163,7 +163,7 @@ def _residual() -> nn.Module:
     return networks.DepthwiseNet(nn.ReLU6, is_residual=True)
 
 
-_COURSE = Course(steps=1700, rate=6e-3)
+_COURSE = Course(steps=1300, rate=6e-3)
 
 SUBJECTS: dict[str, Callable[[str], Subject]] = {
     "depthwise": partial(_fashion, title="residual depthwise net, ReLU6", make=_residual, course=_COURSE),
@@ -175,7 +175,10 @@ SUBJECTS: dict[str, Callable[[str], Subject]] = {
         course=Course(steps=2400, rate=2e-3),
     ),
     "mobilenetv3": partial(
-        _fashion, title="MobileNetV3-like net, HardSwish and SE", make=networks.MobileNetV3Like, course=_COURSE
+        _fashion,
+        title="MobileNetV3-like net, HardSwish and SE",
+        make=networks.MobileNetV3Like,
+        course=Course(steps=1000, rate=4e-3),
     ),
     "plain": partial(_fashion, title="depthwise net, ReLU, before it is rescaled", make=_plain, course=_COURSE),
     "plain-rescaled": partial(

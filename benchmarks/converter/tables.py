@@ -55,6 +55,8 @@ def show_carried(found: Sequence[Carried]) -> None:
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> None:
     """The bars that something was measured for, and how many are met."""
+    if all(one.verdict is Verdict.NOT_MEASURED for one in outcomes):
+        return
     table = _table("bars", ("what", "subject", "format", "asked", "EdgeOps", "best of stock, each", "verdict"))
     for one in (one for one in outcomes if one.verdict is not Verdict.NOT_MEASURED):
         table.add_row(one.what, one.subject, one.format, one.asked, one.got, one.stock, one.verdict)
