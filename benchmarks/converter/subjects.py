@@ -172,7 +172,7 @@ SUBJECTS: dict[str, Callable[[str], Subject]] = {
         _fashion,
         title="small vision transformer",
         make=networks.SmallVisionTransformer,
-        course=Course(steps=2400, rate=2e-3),
+        course=Course(steps=3600, rate=2e-3),
     ),
     "mobilenetv3": partial(
         _fashion,

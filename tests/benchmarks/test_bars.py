@@ -60,6 +60,15 @@ def test_subject_that_took_no_part_is_not_measured() -> None:
     assert outcome.verdict is Verdict.NOT_MEASURED
 
 
+def test_bar_against_a_rival_that_took_no_part_is_not_measured() -> None:
+    bar = Bar("time", ("net",), ("onnx",), (Limit(Measure.SECONDS, Bound.AT_MOST, 1),), needs_rival=True)
+    (alone,) = judge([bar], {HERE: readings(speed=2.0)}, measured=["net"])
+    (slower,) = judge([bar], {HERE: readings(seconds=1.5)}, measured=["net"])
+
+    assert alone.verdict is Verdict.NOT_MEASURED
+    assert slower.verdict is Verdict.NOT_MET
+
+
 def test_drop_is_judged_by_its_value_and_shown_with_its_interval() -> None:
     bar = Bar("nets", ("net",), ("onnx",), (DROP,))
     (outcome,) = judge([bar], {HERE: {Measure.DROP: Reading(0.4, 0.1, 0.7)}}, measured=["net"])
