@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.converter.bars import MEMORY, OURS, Measure, Place, Reading
 from benchmarks.converter.networks import DepthwiseNet
 from edgeops_converters.exporters import EXPORTERS
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import quantize
 from edgeops_converters.sources import open_model
 from edgeops_converters.targets import this_machine
 
@@ -27,7 +27,7 @@ FEW, MANY = 100, 10_000
 
 
 @click.command()
-@click.argument("form", type=click.Choice(list(QUANTIZERS)))
+@click.argument("form", type=click.Choice(list(EXPORTERS)))
 @click.argument("count", type=click.IntRange(2, MANY))
 def main(form: str, count: int) -> None:
     """Calibrate on so many rows, and print this process's peak resident memory in megabytes as JSON."""
@@ -36,9 +36,7 @@ def main(form: str, count: int) -> None:
     model = open_model(DepthwiseNet(nn.ReLU6, is_residual=True).eval(), {"image": rows[:4]})
     with tempfile.TemporaryDirectory() as directory:
         exported = EXPORTERS[form].export(model, {"image": rows[:4]}, Path(directory) / f"float.{form}")
-        QUANTIZERS[form].quantize(
-            exported, {"image": rows[:count]}, Path(directory) / f"int8.{form}", cpu=this_machine()
-        )
+        quantize(exported, {"image": rows[:count]}, Path(directory) / f"int8.{form}", cpu=this_machine())
     print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
@@ -49,7 +47,7 @@ def peaks() -> dict[str, dict[int, float]]:
         subprocess.CalledProcessError: A process failed; its words are on standard error.
     """
     found: dict[str, dict[int, float]] = {}
-    for form in QUANTIZERS:
+    for form in EXPORTERS:
         for count in (FEW, MANY):
             click.echo(f"memory: {form}, {count} rows …", err=True)
             done = subprocess.run(

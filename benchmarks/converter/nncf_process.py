@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -29,12 +30,7 @@ def main(site: Path, source: Path, rows: Path, target: Path, *, best: bool) -> N
     count = len(next(iter(given.values())))
     model = onnx.load(source)
     is_transformer = any(node.op_type == "Softmax" for node in model.graph.node)
-    # Its default gives the inputs of depthwise convolutions a scale for each channel. onnxruntime has no kernel for that: it
-    # runs them in float, or refuses the file.
-    by_tensor = importlib.import_module("nncf.quantization.advanced_parameters").QuantizationParameters(
-        per_channel=False
-    )
-    advanced = nncf.AdvancedQuantizationParameters(activations_quantization_params=by_tensor) if best else None
+    advanced = _for_onnxruntime() if best else None
     begun = time.perf_counter()
     dataset = nncf.Dataset([{name: array[i : i + 1] for name, array in given.items()} for i in range(count)])
     made = nncf.quantize(
@@ -42,12 +38,20 @@ def main(site: Path, source: Path, rows: Path, target: Path, *, best: bool) -> N
         dataset,
         subset_size=count,
         fast_bias_correction=not best,
-        model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,  # as its documentation advises
+        model_type=nncf.ModelType.TRANSFORMER if best and is_transformer else None,  # as its documentation advises
         advanced_parameters=advanced,
     )
     seconds = time.perf_counter() - begun
     onnx.save(made, target)
     print(json.dumps({"seconds": seconds}))
+
+
+def _for_onnxruntime() -> Any:  # noqa: ANN401 - a library that is no dependency
+    """The default gives inputs of depthwise convolutions a scale a channel, which onnxruntime runs in float or refuses."""
+    parameters = importlib.import_module("nncf.quantization.advanced_parameters")
+    return parameters.AdvancedQuantizationParameters(
+        activations_quantization_params=parameters.QuantizationParameters(per_channel=False),
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from edgeops.errors import EdgeOpsError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.exporters import EXPORTERS
-from edgeops_converters.quantizers import QUANTIZERS
+from edgeops_converters.quantization import carry_out, plan_for
 from edgeops_converters.sources import Model
 from edgeops_converters.targets import this_machine
 
@@ -26,7 +26,7 @@ class Made:
         floats: The exported model, from which the stock tools start as well.
         int8: All of it in int8.
         mixed: The most faithful mixed-precision point that is no slower than asked, where the search gave one.
-        seconds: What making the int8 file took, from the exported one, without search.
+        seconds: What making the int8 file took, from the exported one, without search; the plan for both formats is in each.
         refused: Why there is no file.
     """
 
@@ -47,16 +47,24 @@ def make(model: Model, calibration: Tensors, search: Rows, target: Path) -> Made
         target: An existing directory for the files.
     """
     del search  # there is no mixed precision to choose yet
+    example = {name: rows[:_EXAMPLE_ROWS] for name, rows in calibration.items()}
     floats, int8, seconds, refused = {}, {}, {}, {}
     for form in FORMATS:
         try:
-            example = {name: rows[:_EXAMPLE_ROWS] for name, rows in calibration.items()}
             floats[form] = EXPORTERS[form].export(model, example, target / f"float.{form}")
+        except EdgeOpsError as error:
+            refused[form] = str(error)
+    try:
+        begun = time.perf_counter()
+        planned, subjects = plan_for(list(floats.values()), calibration, target=this_machine())
+        planning_s = time.perf_counter() - begun
+    except EdgeOpsError as error:
+        return Made(floats, {}, {}, {}, refused | dict.fromkeys(floats, str(error)))
+    for form, subject in subjects.items():
+        try:
             begun = time.perf_counter()
-            int8[form] = QUANTIZERS[form].quantize(
-                floats[form], calibration, target / f"int8.{form}", cpu=this_machine()
-            )
-            seconds[form] = time.perf_counter() - begun
+            int8[form] = carry_out(planned.plan, subject, target / f"int8.{form}", cpu=this_machine())
+            seconds[form] = planning_s + time.perf_counter() - begun
         except EdgeOpsError as error:
             refused[form] = str(error)
     return Made(floats, int8, {}, seconds, refused)
