@@ -30,7 +30,7 @@ bench: setup
 	$(BIN)/python -m benchmarks
 
 bench-convert: setup
-	$(BIN)/python -m benchmarks.convert
+	$(BIN)/python -m benchmarks.converter
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
