@@ -7,6 +7,7 @@ Planning (:mod:`edgeops_converters.planning`) is written once, against :class:`F
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -37,6 +38,19 @@ class Layer:
     output: str
 
 
+class NodeKind(StrEnum):
+    """What an operator does to a factor that its channels are multiplied with."""
+
+    LAYER = "layer"
+    """It has weights that can take the factor in."""
+    SUM = "sum"
+    """Lets it through if all that is added has it."""
+    CHANNELWISE = "channelwise"
+    """Lets it through: rectifiers, pools."""
+    OTHER = "other"
+    """Does not."""
+
+
 @dataclass(frozen=True)
 class Node:
     """Any operator of the graph.
@@ -44,25 +58,14 @@ class Node:
     Attributes:
         name: Unique in the graph.
         reads: Tensors that are no constants; ``gives`` likewise.
+        kind: What it does to channels.
+        cap: Where it cuts what it gives; infinite where it does not.
     """
 
     name: str
     reads: tuple[str, ...]
     gives: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Layers with nothing but a rectifier between them, of which the second alone reads the first.
-
-    Attributes:
-        first: Gives.
-        second: Reads.
-        cap: What the rectifier cuts values to; infinite where there is no such thing.
-    """
-
-    first: Layer
-    second: Layer
+    kind: NodeKind = NodeKind.OTHER
     cap: float = math.inf
 
 
@@ -99,8 +102,8 @@ class FloatGraph(Protocol):
         """In the order of the graph, layers included."""
 
     @property
-    def pairs(self) -> Sequence[Pair]:
-        """Layers between which channels can be rescaled."""
+    def channel_axis(self) -> int:
+        """Of every activation, counted with the rows."""
 
     def parameters(self, layer: Layer) -> Parameters:
         """What the layer multiplies with and adds, as it is now."""

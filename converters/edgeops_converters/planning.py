@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgeops.processing import Tensors
 from edgeops_converters.calibration import CORRECTION_ROWS, Survey, spread
-from edgeops_converters.equalization import divided, divisors, multiplied
+from edgeops_converters.channels import channels_of
+from edgeops_converters.equalization import Extent, Reader, divided, divisors, extents_of, multiplied
 from edgeops_converters.graph import FloatGraph, Layer, Parameters
 from edgeops_converters.histograms import Histogram
 from edgeops_converters.layers import FloatArray, patches
@@ -101,27 +102,44 @@ def own_ranges(graph: FloatGraph, rows: Tensors, tensors: Collection[str]) -> di
 
 
 def equalise(graph: FloatGraph, rows: Tensors) -> frozenset[str]:
-    """Bring the channels between layers to one range; gives the nodes whose inputs were changed."""
-    pairs, peaks = graph.pairs, dict[str, NDArray[np.float64]]()
-    for values in graph.stream(rows, {pair.second.input for pair in pairs}):
-        for pair in pairs:
-            name = pair.second.input
-            seen = np.abs(np.moveaxis(graph.planes(pair.second, values[name]), 1, 0))
-            peaks[name] = np.maximum(peaks.get(name, 0.0), seen.reshape(len(seen), -1).max(axis=1).astype(np.float64))
+    """Bring channels to ranges that suit eight bits; gives the nodes whose inputs were changed."""
+    groups = channels_of(graph)
+    extents = _extents(graph, rows, {tensor for group in groups for tensor in group.tensors})
     changed: dict[str, Parameters] = {}
     equalised = set()
-    for pair in pairs:
-        ahead = changed.get(pair.first.node) or graph.parameters(pair.first)
-        behind = changed.get(pair.second.node) or graph.parameters(pair.second)
-        groups = pair.second.geometry.groups
-        factors = divisors(peaks[pair.second.input], behind.weights, groups, cap=pair.cap)
+    for group in groups:
+        held = {one.node: changed.get(one.node) or graph.parameters(one) for one in (*group.writers, *group.readers)}
+        readers = [
+            Reader(held[one.node].weights, one.geometry.groups, extents[one.input].power) for one in group.readers
+        ]
+        factors = divisors([extents[name] for name in sorted(group.tensors)], readers, cap=group.cap)
         if (factors == 1).all():
             continue
-        changed[pair.first.node] = Parameters(divided(ahead.weights, factors), divided(ahead.bias, factors))
-        changed[pair.second.node] = Parameters(multiplied(behind.weights, factors, groups), behind.bias)
-        equalised.add(pair.second.node)
+        for one in group.writers:
+            before = held[one.node]
+            held[one.node] = Parameters(divided(before.weights, factors), divided(before.bias, factors))
+        for one in group.readers:
+            before = held[one.node]
+            held[one.node] = Parameters(multiplied(before.weights, factors, one.geometry.groups), before.bias)
+            equalised.add(one.node)
+        changed |= held
     graph.change(changed)
     return frozenset(equalised)
+
+
+def _extents(graph: FloatGraph, rows: Tensors, tensors: Collection[str]) -> dict[str, Extent]:
+    """What the channels of tensors hold."""
+    sums: dict[str, FloatArray] = {}
+    for values in graph.stream(rows, tensors):
+        for name in tensors:
+            flat = np.moveaxis(values[name], graph.channel_axis, 0).reshape(values[name].shape[graph.channel_axis], -1)
+            squares = np.einsum("cv,cv->c", flat, flat, dtype=np.float64)
+            new = np.stack([flat.min(axis=1), flat.max(axis=1), squares, np.full(len(flat), float(flat.shape[1]))])
+            old = sums.get(name)
+            if old is not None:
+                new = np.stack([np.minimum(old[0], new[0]), np.maximum(old[1], new[1]), *(old[2:] + new[2:])])
+            sums[name] = new
+    return extents_of(sums)
 
 
 def round_layers(

@@ -1,5 +1,6 @@
 """TFLite: ai-edge-quantizer's static int8 with our ranges, weights and biases, and the float32 interface kept."""
 
+import math
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from edgeops_converters.calibration import Means
 from edgeops_converters.correction import mean_squared_error
 from edgeops_converters.exporters.litert import tensor_names
 from edgeops_converters.extras import load, quiet
-from edgeops_converters.graph import Layer, Node, Pair, Parameters, Values
+from edgeops_converters.graph import Layer, Node, NodeKind, Parameters, Values
 from edgeops_converters.layers import FloatArray
 from edgeops_converters.quantizers.litert_graph import LitertFile, LitertLayer, stream
 from edgeops_converters.ranges import Range
@@ -24,6 +25,7 @@ from edgeops_converters.rounding import Grid
 from edgeops_converters.targets import Target
 
 _SIGNATURE = "serving_default"
+_CHANNELWISE = {"RELU", "RELU6", "MAX_POOL_2D", "AVERAGE_POOL_2D"}
 
 
 class LitertGraph:
@@ -35,6 +37,7 @@ class LitertGraph:
 
     def __init__(self, source: Artifact) -> None:
         self.source = source
+        self.channel_axis = -1
         self.ends = frozenset({*source.inputs.values(), *source.outputs.values()})
         self._open(source.path.read_bytes())
 
@@ -45,17 +48,24 @@ class LitertGraph:
         flowing = {*self.file.inputs, *(index for _, _, outputs in self.file.operators for index in outputs)}
         self.nodes: Sequence[Node] = [
             Node(
-                name=str(position),
-                reads=tuple(self._name(index) for index in inputs if index in flowing),
-                gives=tuple(self._name(index) for index in outputs),
+                str(position),
+                tuple(self._name(index) for index in inputs if index in flowing),
+                tuple(self._name(index) for index in outputs),
+                *self._kind(position, inputs, flowing),
             )
             for position, (_, inputs, outputs) in enumerate(self.file.operators)
         ]
 
-    @property
-    def pairs(self) -> list[Pair]:
-        """See :class:`edgeops_converters.graph.FloatGraph`."""
-        return [Pair(self._layer(first), self._layer(second), cap) for first, second, cap in self.file.pairs()]
+    def _kind(self, position: int, inputs: Sequence[int], flowing: Collection[int]) -> tuple[NodeKind, float]:
+        """What an operator does to channels, and where it cuts values."""
+        name, cap = self.file.kind(position), self.file.cap(position)
+        if cap is None:
+            return NodeKind.OTHER, math.inf
+        if str(position) in self._held:
+            return NodeKind.LAYER, cap
+        if name == "ADD" and set(inputs) <= set(flowing):
+            return NodeKind.SUM, cap
+        return (NodeKind.CHANNELWISE, cap) if name in _CHANNELWISE else (NodeKind.OTHER, cap)
 
     def parameters(self, layer: Layer) -> Parameters:
         """See :class:`edgeops_converters.graph.FloatGraph`."""

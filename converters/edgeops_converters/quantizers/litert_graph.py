@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.layers import FloatArray, Geometry
 
+_CAPS = {"RELU6": 6.0}
+_OPTIONS = {
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "ADD": "AddOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+}
+"""Operator → the class of the schema that says what is fused into it."""
 _OPERATORS_FIELD = 10  # of SubGraph in the schema's virtual table
 
 
@@ -134,39 +144,20 @@ class LitertFile:
             return weights.transpose(1, 2, 3, 0)
         return weights.transpose(0, 2, 3, 1) if layer.geometry.strides else weights
 
-    def pairs(self) -> list[tuple[LitertLayer, LitertLayer, float]]:
-        """Layers with nothing but a rectifier between them, the second of which alone reads the first, and where it cuts values."""
-        layers = {layer.input: layer for layer in self.layers()}
-        readers = Counter(index for _, inputs, _ in self.operators for index in inputs)
-        buffers = Counter(self._graph.Tensors(index).Buffer() for index in range(self._graph.TensorsLength()))
-        found = []
-        for first in self.layers():
-            second = layers.get(first.output)
-            if second is None or readers[first.output] != 1 or first.output in self.outputs:
-                continue
-            held = (first.weights, first.bias, second.weights)
-            is_own = all(buffers[self._graph.Tensors(one).Buffer()] == readers[one] == 1 for one in held)
-            cap = self._cap(first)
-            if is_own and cap is not None and self._has_channels_of(second, first):
-                found.append((first, second, cap))
-        return found
+    def kind(self, position: int) -> str:
+        """The name of an operator in the schema."""
+        kind = self.operators[position][0]
+        return next(str(name) for name, code in vars(self._schema.BuiltinOperator).items() if code == kind)
 
-    def _has_channels_of(self, second: LitertLayer, first: LitertLayer) -> bool:
-        """Whether what goes in are the channels that come out; a matrix product can take an image apart."""
-        shapes = [self.details[layer.weights]["shape"] for layer in (first, second)]
-        if first.geometry.strides or second.geometry.strides:
-            return bool(first.geometry.strides and second.geometry.strides)
-        return int(shapes[0][0]) == int(shapes[1][-1])
-
-    def _cap(self, layer: LitertLayer) -> float | None:
-        """Where the layer cuts its answer; ``None`` if it does what is no rectifier."""
-        builtin, schema = self._schema.BuiltinOperator, self._schema
-        kinds = {
-            builtin.CONV_2D: schema.Conv2DOptions,
-            builtin.DEPTHWISE_CONV_2D: schema.DepthwiseConv2DOptions,
-            builtin.FULLY_CONNECTED: schema.FullyConnectedOptions,
-        }
-        options, table = kinds[layer.kind](), self._graph.Operators(layer.operator).BuiltinOptions()
+    def cap(self, position: int) -> float | None:
+        """Where an operator cuts what it gives; ``None`` if it does what is no rectifier."""
+        name, schema = self.kind(position), self._schema
+        if name in _CAPS:
+            return _CAPS[name]
+        kind = _OPTIONS.get(name)
+        if kind is None:
+            return math.inf
+        options, table = getattr(schema, kind)(), self._graph.Operators(position).BuiltinOptions()
         options.Init(table.Bytes, table.Pos)
         activation = schema.ActivationFunctionType
         caps = {activation.NONE: math.inf, activation.RELU: math.inf, activation.RELU6: 6.0}

@@ -15,7 +15,7 @@ from edgeops_converters.artifact import Artifact
 from edgeops_converters.calibration import Means
 from edgeops_converters.correction import mean_squared_error
 from edgeops_converters.extras import load, quiet
-from edgeops_converters.graph import Layer, Node, Pair, Parameters, Values
+from edgeops_converters.graph import Layer, Node, Parameters, Values
 from edgeops_converters.layers import FloatArray
 from edgeops_converters.onnx_file import strip
 from edgeops_converters.quantizers.onnx_graph import (
@@ -26,7 +26,7 @@ from edgeops_converters.quantizers.onnx_graph import (
     prefix,
     read_integer_layers,
     read_layers,
-    read_pairs,
+    read_nodes,
     stream,
 )
 from edgeops_converters.ranges import Range
@@ -54,23 +54,8 @@ class OnnxGraph:
         self._held = {layer.name: layer for layer in read_layers(self.model.graph)}
         self.ends = frozenset({*source.inputs.values(), *source.outputs.values()})
         self.layers: Sequence[Layer] = [_layer(held) for held in self._held.values()]
-
-    @property
-    def nodes(self) -> list[Node]:
-        """See :class:`edgeops_converters.graph.FloatGraph`."""
-        return [
-            Node(
-                name=node.name,
-                reads=tuple(name for name in node.input if name and name not in self._constants),
-                gives=tuple(name for name in node.output if name),
-            )
-            for node in self.model.graph.node
-        ]
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """See :class:`edgeops_converters.graph.FloatGraph`."""
-        return [Pair(_layer(first), _layer(second), cap) for first, second, cap in read_pairs(self.model.graph)]
+        self.nodes: Sequence[Node] = read_nodes(self.model.graph)
+        self.channel_axis = 1
 
     def parameters(self, layer: Layer) -> Parameters:
         """See :class:`edgeops_converters.graph.FloatGraph`."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.extras import load, quiet
+from edgeops_converters.graph import Node, NodeKind
 from edgeops_converters.layers import FloatArray, Geometry
 
+_CHANNELWISE = {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
 _CHUNK_BYTES = 96 << 20  # of all tensors that are looked at once
 
 
@@ -68,37 +70,38 @@ def read_layers(graph: Any) -> list[OnnxLayer]:  # noqa: ANN401 - onnx has no ty
     return found
 
 
-def read_pairs(graph: Any) -> list[tuple[OnnxLayer, OnnxLayer, float]]:  # noqa: ANN401 - onnx has no types
-    """Layers with nothing but a rectifier between them, of which the second alone reads the first, and where it cuts values."""
-    layers, constants = {layer.name: layer for layer in read_layers(graph)}, initializers(graph)
-    ends = {value.name for value in graph.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+def read_nodes(graph: Any) -> list[Node]:  # noqa: ANN401 - onnx has no types
+    """Every operator, with what it does to channels."""
+    constants, layers = initializers(graph), {layer.name for layer in read_layers(graph)}
+    givers = {name: node.op_type for node in graph.node for name in node.output}
     found = []
-    for first in layers.values():
-        passed, after, cap = [first.output], readers.get(first.output, []), math.inf
-        between = _rectifier(after[0], constants) if len(after) == 1 else None
-        if between is not None:
-            cap = between
-            passed.append(after[0].output[0])
-            after = readers.get(passed[-1], [])
-        second = layers.get(after[0].name) if len(after) == 1 else None
-        if second is not None and second.input == passed[-1] and not ends & set(passed):
-            found.append((first, second, cap))
+    for node in graph.node:
+        reads = tuple(name for name in node.input if name and name not in constants)
+        kind, cap = _kind(node, layers, constants, givers)
+        found.append(Node(node.name, reads, tuple(name for name in node.output if name), kind, cap))
     return found
 
 
-def _rectifier(node: Any, constants: Mapping[str, NDArray[Any]]) -> float | None:  # noqa: ANN401 - onnx has no types
-    """Where a rectifier cuts values; ``None`` for another operator."""
-    if node.op_type == "Relu":
-        return math.inf
-    limits = [constants.get(name) for name in node.input[1:]]
-    if node.op_type != "Clip" or len(limits) != 2 or any(limit is None for limit in limits):  # noqa: PLR2004 - both ends
-        return None
-    low, high = (float(np.asarray(limit).reshape(-1)[0]) for limit in limits)
-    return high if low == 0 else None
+def _kind(
+    node: Any,  # noqa: ANN401 - onnx has no types
+    layers: Collection[str],
+    constants: Mapping[str, NDArray[Any]],
+    givers: Mapping[str, str],
+) -> tuple[NodeKind, float]:
+    """What an operator does to channels, and where it cuts values."""
+    held = [constants[name] for name in node.input if name in constants]
+    if node.name in layers:
+        return NodeKind.LAYER, math.inf
+    if node.op_type == "Add" and not held:
+        return NodeKind.SUM, math.inf
+    if node.op_type in _CHANNELWISE:
+        return NodeKind.CHANNELWISE, math.inf
+    if node.op_type == "Clip" and len(held) == 2 and float(held[0].reshape(-1)[0]) == 0:  # noqa: PLR2004 - both ends
+        return NodeKind.CHANNELWISE, float(held[1].reshape(-1)[0])
+    # Behind a global pool the channels are all that there is.
+    if node.op_type in {"Reshape", "Flatten"} and givers.get(node.input[0]) == "GlobalAveragePool":
+        return NodeKind.CHANNELWISE, math.inf
+    return NodeKind.OTHER, math.inf
 
 
 def complete(graph: Any) -> None:  # noqa: ANN401 - onnx has no types
