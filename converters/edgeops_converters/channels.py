@@ -4,6 +4,7 @@ Between two layers with a rectifier it is one tensor; along residual connections
 that writes or reads one of them. Pure; what factors are good is the business of :mod:`edgeops_converters.equalization`.
 """
 
+import math
 from dataclasses import dataclass
 
 from edgeops_converters.graph import FloatGraph, Layer, NodeKind
@@ -28,7 +29,7 @@ class Channels:
 def channels_of(graph: FloatGraph) -> list[Channels]:
     """All channels of a graph that layers alone write and read, in the order of the first reader."""
     joined, layers = _Joined(), {layer.node: layer for layer in graph.layers}
-    blocked, caps = set(graph.ends), dict[str, float]()
+    blocked, caps = set(graph.ends), dict.fromkeys((name for node in graph.nodes for name in node.reads), math.inf)
     for node in graph.nodes:
         if node.kind in {NodeKind.SUM, NodeKind.CHANNELWISE}:
             joined.join((*node.reads, *node.gives))
