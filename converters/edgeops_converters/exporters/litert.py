@@ -8,9 +8,11 @@ from edgeops.errors import ExportError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.exporters import onnx2tf
+from edgeops_converters.exporters.naming import name_litert
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
 from edgeops_converters.sources import Model, as_float
+from edgeops_converters.weights import named_weights
 
 
 class LitertExporter:
@@ -46,6 +48,7 @@ class LitertExporter:
                 litert.convert(model.module, arguments, enable_x64=is_wide).export(str(target))
         except Exception as error:  # jax, torch and MLIR errors share no base class
             raise ExportError(f"{model.label}: does not export to TFLite: {explain(error, model.module)}") from error
+        target.write_bytes(name_litert(target.read_bytes(), named_weights(model)))
         inputs, outputs = tensor_names(target)
         return Artifact(
             path=target,

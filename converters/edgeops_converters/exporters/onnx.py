@@ -8,6 +8,7 @@ import numpy as np
 from edgeops.errors import ExportError
 from edgeops.processing import Tensors
 from edgeops_converters.artifact import Artifact
+from edgeops_converters.exporters.naming import name_onnx
 from edgeops_converters.extras import load, quiet
 from edgeops_converters.failures import explain
 from edgeops_converters.onnx_file import check_age, strip
@@ -33,6 +34,7 @@ class OnnxExporter:
         strip(graph)
         check_age(graph, model.label)
         rewrites.apply(rewrites.PASSES, graph)
+        name_onnx(graph.graph)
         onnx.save(graph, str(target))
         return Artifact(
             path=target,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.extras import load, quiet
+from edgeops_converters.litert_file import packed
 from edgeops_converters.quantizers.litert_graph import LitertFile, stream
 from edgeops_converters.ranges import Range
 
@@ -252,16 +253,14 @@ def _fuse_litert(path: Path) -> bool:
     found = {start: end for start, end in ends.items() if end is not None}
     if not found:
         return False
-    schema, flatbuffers = load("ai_edge_litert.schema_py_generated"), load("flatbuffers")
+    schema = load("ai_edge_litert.schema_py_generated")
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     if any(buffer.offset > 1 for buffer in model.buffers):
         return False  # the data of very large files lie behind the flatbuffer, which packing would lose
     for start, (end, steps) in found.items():
         moved = [file.operators[at][2][0] for at in _litert_chain(file, start) if _moves(file, at) and at < steps[0]]
         _read_bytes(schema, model, [start, *moved], end, steps)
-    builder = flatbuffers.Builder(len(file.content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    path.write_bytes(bytes(builder.Output()))
+    path.write_bytes(packed(model))
     return True
 
 

@@ -341,7 +341,7 @@ def _codes(node: Any, constants: Mapping[str, NDArray[Any]]) -> Codes:  # noqa: 
 def _layer(node: Any, geometry: Geometry, taken: set[str], *, is_transposed: bool = False) -> OnnxLayer:  # noqa: ANN401 - onnx has no types
     return OnnxLayer(
         name=node.name,
-        label=next(label for label in _candidates(_label(node)) if label not in taken),
+        label=next(label for label in _candidates(label_of(node) or str(node.name)) if label not in taken),
         geometry=geometry,
         input=node.input[0],
         output=node.output[0],
@@ -351,13 +351,13 @@ def _layer(node: Any, geometry: Geometry, taken: set[str], *, is_transposed: boo
     )
 
 
-def _label(node: Any) -> str:  # noqa: ANN401 - onnx has no types
-    """The module that weights or bias belong to; where both have lost their names, the node."""
-    for name, kind in zip(node.input[1:], ("weight", "bias"), strict=True):
+def label_of(node: Any) -> str | None:  # noqa: ANN401 - onnx has no types
+    """The module that weights or bias of a node belong to; ``None`` where neither has its name."""
+    for name, kind in zip(node.input[1:], ("weight", "bias"), strict=False):
         path, dot, what = str(name).removeprefix("module.").rpartition(".")
         if dot and what == kind:
             return path
-    return str(node.name)
+    return None
 
 
 def _geometry(attributes: Mapping[str, Any]) -> Geometry:
