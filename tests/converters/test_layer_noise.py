@@ -26,8 +26,8 @@ def artifacts(bundle):
 
 
 @pytest.fixture
-def rows(evaluation):
-    return {"image": evaluation["image"]}
+def rows(byte_evaluation):
+    return {"image": byte_evaluation["image"]}
 
 
 @pytest.mark.parametrize("form", ["onnx", "tflite"])
