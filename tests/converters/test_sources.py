@@ -241,7 +241,9 @@ def test_weights_outside_the_folder_of_an_onnx_file_are_refused(stored_apart, lo
                 entry.value = location.format(folder=folder)
     stored_apart.write_bytes(model.SerializeToString())
     given = re.escape(location.format(folder=folder))
-    with pytest.raises(ExportError, match=rf"model\.onnx: tensor '.*weight': external data '{given}' {re.escape(said)}"):
+    with pytest.raises(
+        ExportError, match=rf"model\.onnx: tensor '.*weight': external data '{given}' {re.escape(said)}"
+    ):
         open_model(stored_apart, {"image": evaluation["image"][:4]})
 
 
