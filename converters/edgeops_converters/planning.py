@@ -156,8 +156,8 @@ def round_layers(
             # Quantising what comes in adds noise of this power to every value.
             seen[layer.node].moments + np.eye(seen[layer.node].moments.shape[-1]) * step**2 / 12,
             floor=np.abs(held.bias) / (step * _BIAS_CODES),
-            # Depthwise kernels multiply in 32 bits on every CPU.
-            is_paired=target.saturates and held.weights.shape[1] > 1,
+            # Depthwise kernels multiply in 32 bits on every CPU; one group that reads one channel does not run in them.
+            is_paired=target.saturates and (held.weights.shape[1] > 1 or layer.geometry.groups == 1),
         )
     return grids
 

@@ -63,6 +63,12 @@ def as_bytes(data):
 
 
 @pytest.fixture(scope="session")
+def byte_calibration(calibration):
+    """The calibration data as the bundle of ``conversion`` takes it."""
+    return as_bytes(calibration)
+
+
+@pytest.fixture(scope="session")
 def byte_evaluation(evaluation):
     """The evaluation data as the bundle of ``conversion`` takes it."""
     return as_bytes(evaluation)

@@ -85,7 +85,9 @@ def test_no_library_reports_its_use(folder, onnx_source):
     assert not (scratch / ".ses").exists(), "the session file of onnxruntime's telemetry"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_conversion_leaves_nothing(folder, number, code):
     scratch = folder / "scratch"
     scratch.mkdir()

@@ -46,6 +46,7 @@ def test_a_model_becomes_a_smaller_program_with_figures_on_standard_output(folde
     assert str(TINY.parent).encode() not in (folder / "small.pt2").read_bytes(), "a path of this machine"
 
 
+@pytest.mark.slow
 def test_the_table_names_every_layer_that_is_smaller(folder):
     done = run(folder, *SOURCE, *usual(), "--steps", "0")
     assert done.returncode == 0, done.stderr
@@ -63,8 +64,18 @@ def test_the_table_names_every_layer_that_is_smaller(folder):
         ([*SOURCE, *usual(**{"-o": "gone/small.pt2"})], 1, "gone is no directory"),
         ([*SOURCE, *usual(**{"--data": "gone.npz"})], 1, "gone.npz"),
         (["model.onnx", *SOURCE[1:], *usual()], 1, "model.onnx: expected file.py:function; training needs the module"),
-        ([SOURCE[0], "--train", f"{TINY}:quarters", *usual(), "--steps", "1"], 1, "tiny.py:quarters: step 0 failed"),
-        ([SOURCE[0], "--train", f"{TINY}:tiny", *usual()], 1, "expected step(module, index) -> loss"),
+        pytest.param(
+            [SOURCE[0], "--train", f"{TINY}:quarters", *usual(), "--steps", "1"],
+            1,
+            "tiny.py:quarters: step 0 failed",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [SOURCE[0], "--train", f"{TINY}:tiny", *usual()],
+            1,
+            "expected step(module, index) -> loss",
+            marks=pytest.mark.slow,
+        ),
         ([*SOURCE, "--data", "calib.npz"], 2, "--output"),
     ],
 )

@@ -25,6 +25,9 @@ ROWS = {
 LEAST_DB = {"float16": 55, "int8-weights": 35, "int16": 35, "dynamic": 32, "int4-weights": 14}
 LARGEST_LINEAR = {"float16": 0.51, "int8-weights": 0.28, "int16": 0.3, "dynamic": 0.28, "int4-weights": 0.2}
 
+SLOW = {("float16", "recurrent"), ("int16", "recurrent")}
+"""Precision and kind of network that is left to the whole run; the other kinds show the same code at work."""
+
 
 @pytest.fixture(scope="module")
 def exported(network, models, tmp_path_factory):
@@ -47,8 +50,14 @@ def noise_db(expected, given):
     return float("inf") if noise is None else noise
 
 
-@pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize(("form", "precision"), COMPRESSIONS)
+@pytest.mark.parametrize(
+    ("form", "precision", "kind"),
+    [
+        pytest.param(*one, kind, marks=pytest.mark.slow if (one[1], kind) in SLOW else ())
+        for one in COMPRESSIONS
+        for kind in ROWS
+    ],
+)
 def test_every_compressor_keeps_interface_and_answers_and_makes_the_file_smaller(
     form, precision, kind, exported, tmp_path
 ):

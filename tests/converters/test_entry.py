@@ -39,7 +39,7 @@ def exports(rows, tmp_path_factory):
     )
     floats = {"image": (rows["image"] * np.float32(SCALE.factor) + np.float32(SCALE.offset))}
     directory = tmp_path_factory.mktemp("entry")
-    model = rewrite(open_model(network.eval(), floats), rows, preprocess=(SCALE,), scratch=directory).model
+    model = rewrite(open_model(network.eval(), floats), rows, preprocess=(SCALE,)).model
     return {form: one.export(model, rows, directory / f"float.{form}") for form, one in EXPORTERS.items()}
 
 

@@ -25,7 +25,8 @@ def file(conversion):
 def test_a_model_file_is_described(form, file):
     found, small = inspect_file(file(f"float.{form}")), inspect_file(file(f"int8.{form}"))
     assert decode_inspection(encode_inspection(small)) == small
-    assert [(end.dtype in {"float", "float32"}, end.shape[1:]) for end in found.inputs] == [(True, (1, 16, 16))]
+    assert [(end.dtype, end.shape[1:]) for end in found.inputs] == [("uint8", (1, 16, 16))]
+    assert [(end.dtype in {"float", "float32"}, end.shape[1:]) for end in found.outputs] == [(True, (4,))]
     assert (found.engine, found.audit.integer, found.audit.total) == ("loads", 0, 3)
     assert (small.engine, small.audit.integer) == ("loads", 3)
     sizes = found.sizes_bytes

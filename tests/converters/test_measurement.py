@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edgeops.manifest import Interval
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.exam import Answers
 from edgeops_converters.gate import Verdict
@@ -16,7 +17,7 @@ def measured(precision, latency_ms, *, form="onnx", passed=True):
     return Measurement(
         Artifact(None, form, precision, None, {}, {}),
         answers,
-        latency_ms=latency_ms,
+        latency=Interval(value=latency_ms, low=latency_ms, high=latency_ms),
         float_latency_ms=2.0,
         verdict=Verdict(passed=passed),
     )

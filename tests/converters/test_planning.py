@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from edgeops.errors import ManifestError
+from edgeops_converters.artifact import Artifact
 from edgeops_converters.audit import audit
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.fidelity import sqnr_db
@@ -120,6 +121,14 @@ def test_no_pair_of_weights_saturates_on_x86_and_with_vnni_they_may(sources, row
     dense = [layer.node for name, layer in paired.plan.layers.items() if name != "depthwise"]
     assert not any(saturates(paired.grids[node].codes) for node in dense)
     assert any(saturates(free.grids[node].codes) for node in dense)
+
+
+def test_no_pair_of_weights_of_a_convolution_on_one_channel_saturates(onnx_source, calibration):
+    source = Artifact(onnx_source, "onnx", "float32", None, {"image": "image"}, {"output": "output"})
+    planned, _ = plan_for([source], calibration, target=Target.X86)
+    codes = [grid.codes for grid in planned.grids.values()]
+    assert any(one.shape[1:] == (1, 3, 3) for one in codes)
+    assert not any(saturates(one) for one in codes)
 
 
 @pytest.mark.parametrize("form", EXPORTERS)

@@ -19,6 +19,7 @@ from edgeops_converters.cli.scratch import scratch
 from edgeops_converters.convert import Conversion, convert
 from edgeops_converters.extras import load
 from edgeops_converters.report import VariantReport, encode_report
+from edgeops_converters.targets import Target
 
 
 class _Processing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +71,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="PERCENT",
     help="Least share of convolutions and matrix products that must run in integers.",
 )
-@click.option("--target", help="CPUs that it is made for: x86, x86-vnni or arm; this machine's by default.")
+@click.option(
+    "--target",
+    type=click.Choice([str(target) for target in Target]),
+    help="CPUs that it is made for; this machine's by default.",
+)
 @click.option(
     "--input-layout",
     type=click.Choice(["nchw", "nhwc"]),

@@ -25,6 +25,7 @@ def compressed(tiny, network, calibration, tmp_path_factory):
     return result, output, told
 
 
+@pytest.mark.slow
 def test_the_program_converts_to_both_formats_smaller_and_as_good(
     compressed, conversion, calibration, evaluation, tmp_path
 ):
@@ -70,6 +71,7 @@ def test_the_original_stays_and_the_result_is_a_plain_module(compressed, network
     assert (answers == evaluation["labels"]).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_of_weights(compressed, tiny, network, calibration):
     result, _, _ = compressed
     again = compress(network, step=tiny.step, data=calibration, prune=50, steps=20, qat_steps=8)
