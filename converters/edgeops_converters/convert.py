@@ -30,10 +30,10 @@ from edgeops_converters.compressors import COMPRESSIONS, is_made
 from edgeops_converters.exam import Exam, check_labels, class_output
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.lineage import git_revision, tool_versions
-from edgeops_converters.measurement import Measurement, admitted, measure
+from edgeops_converters.measurement import Measurement, admitted, measure, replaced_int8
+from edgeops_converters.mixing import Quiz
 from edgeops_converters.packing import GOLDEN_FILE, cpu_name, describe, make_golden, pack
-from edgeops_converters.quantization import carry_out, plan_for
-from edgeops_converters.quantizers.entry import entry_ranges, fuse_entry
+from edgeops_converters.planned_files import PlannedFiles, make_planned
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.rehearsal import rehearse
 from edgeops_converters.report import Report, SourceReport
@@ -41,6 +41,7 @@ from edgeops_converters.rewrites import Rewritten, rewrite
 from edgeops_converters.rewrites.layout import as_model_takes, parse_layout
 from edgeops_converters.samples import Samples, SampleSource, check_alike, read_calibration, read_evaluation
 from edgeops_converters.sources import Model, in_float, open_model
+from edgeops_converters.splits import split
 from edgeops_converters.steps import Steps
 from edgeops_converters.targets import parse_target, this_machine
 from edgeops_converters.weights import check_finite
@@ -84,6 +85,8 @@ def convert(
     force: bool = False,
     min_int8: float = 0.0,
     requantize: bool = False,
+    max_latency_ms: float | None = None,
+    max_bytes: int | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Compress a model, prove that it is still the model, and write a signed bundle.
@@ -97,7 +100,7 @@ def convert(
         version: As above.
         output: The bundle directory to make.
         formats: Of ``onnx``, ``tflite``.
-        precisions: Of ``float``, ``int8``, ``float16``, ``dynamic``, ``int8-weights``, ``int4-weights``, ``int16``.
+        precisions: Of ``float``, ``int8``, ``mixed``, ``float16``, ``dynamic``, ``int8-weights``, ``int4-weights``, ``int16``.
         max_drop: Largest accepted loss of accuracy against the source, in percentage points.
         target: ``x86`` or ``arm``; this machine when ``None``.
         input_layout: In which callers give images, and the data has them: ``nchw`` as the model takes them, or ``nhwc``.
@@ -113,13 +116,15 @@ def convert(
         force: Keep a variant that the gate refuses; the report says so.
         min_int8: Least share of convolutions and matrix products that the engine must run in integers, in per cent.
         requantize: Quantise a model file that is quantised already anew, from what its integers stand for.
+        max_latency_ms: Longest that a compressed variant may take for one row on one thread of this machine; ``None`` for any.
+        max_bytes: Largest file of a compressed variant; ``None`` for any.
         on_step: Told the name of each step when it begins.
 
     Raises:
         RecipeError: Settings or data cannot work.
         ExportError: The source does not export; the message says what to change.
-        GateError: A compressed variant is slower than float (or, when it is made for its size, larger), not faithful or not
-            integer enough, and ``force`` was not given.
+        GateError: A compressed variant is slower than float (or, when it is made for its size, larger), not faithful, not
+            integer enough, or beyond a limit, and ``force`` was not given.
         ConflictError: ``output`` exists.
         ManifestError: Name or version is not valid.
         TransientError: The disk is full, or the directory cannot be written.
@@ -138,6 +143,8 @@ def convert(
         force=force,
         min_int8=min_int8,
         requantize=requantize,
+        max_latency_ms=max_latency_ms,
+        max_bytes=max_bytes,
     )
     check_name("model", name)
     parse_version(version)
@@ -162,17 +169,20 @@ def convert(
             recipe = replace(recipe, preprocess=rewritten.preprocess)
             ranged = _preprocessed(calibration, recipe)
             exam = _exam(held_out, model, recipe)
+            searched, exam = _halves(exam) if "mixed" in recipe.precisions else (None, exam)
         with steps.step("answers of the source"):
             original = exam.ask(model.answer, batch=model.batch)
             if not original.is_finite:
                 raise ExportError(
                     f"{model.label}: answers NaN or Inf on the evaluation data, though its weights are numbers; a layer overflows"
                 )
-        artifacts = _artifacts(rewritten, ranged, recipe, scratch, steps=steps)
-        kept = admitted(measure(artifacts, exam, original, recipe=recipe, steps=steps), recipe)
+            quiz = None if searched is None else Quiz(searched, searched.ask(model.answer, batch=model.batch))
+        artifacts, planned = _artifacts(rewritten, ranged, recipe, scratch, steps=steps, quiz=quiz)
+        measured = measure(artifacts, exam, original, recipe=recipe, steps=steps, refusal=planned.refusal)
+        kept = admitted(measured, recipe)
         with steps.step("drift reference"):
             # Devices prefer int8, so what they count is held against what int8 says.
-            witness = next((one for one in kept if one.artifact.precision == "int8"), kept[0])
+            witness = next((one for one in kept if one.artifact.precision in {"int8", "mixed"}), kept[0])
             reference = make_reference(exam, witness.answers, stratum_attribute=stratum_attribute)
         with steps.step("golden vectors"):
             golden = make_golden(scratch / GOLDEN_FILE, kept, exam)
@@ -184,10 +194,18 @@ def convert(
             cpu=cpu_name(),
             max_drop=max_drop,
             calibration_rows=calibration.rows,
-            evaluation_rows=held_out.rows,
+            evaluation_rows=exam.samples.rows,
+            search_rows=searched.samples.rows if searched is not None else 0,
             source=SourceReport(label=model.label, accuracy=exam.accuracy(original)),
             variants=tuple(
-                describe(one, exam, original, tolerance=golden.tolerances[one.artifact.name]) for one in kept
+                describe(
+                    one,
+                    exam,
+                    original,
+                    tolerance=golden.tolerances[one.artifact.name],
+                    tensors=planned.tensors_of(one.artifact),
+                )
+                for one in kept
             ),
             reference_variant=witness.artifact.name,
             signals=tuple(signal.name for signal in reference.signals),
@@ -205,10 +223,13 @@ def convert(
             notes=(
                 *notes,
                 *rewritten.texts,
+                *planned.notes,
+                *_left_out(measured, kept),
                 *golden.notes,
                 *(f"{one.artifact.name}: {said}" for one in kept for said in one.remarks),
             ),
             seconds=dict(steps.seconds),
+            trials=planned.trials,
         )
         report = msgspec.structs.replace(report, advice=advise(report))
         with steps.step("write the bundle"):
@@ -222,6 +243,7 @@ def convert(
                 recipe=recipe,
                 scratch=scratch,
                 keys=keys,
+                plan=planned.plan if any(one.artifact.name in planned.names for one in kept) else None,
             )
     return Conversion(bundle=bundle, report=report)
 
@@ -292,9 +314,15 @@ def _exam(held_out: Samples, model: Model, recipe: Recipe) -> Exam:
     return Exam(held_out, _preprocessed(held_out, recipe), recipe.postprocess, classes)
 
 
+def _halves(exam: Exam) -> tuple[Exam, Exam]:
+    """Rows that a search may look at, and rows that no decision is made on."""
+    for_search, for_test = split(exam.samples)
+    return exam.part(for_search), exam.part(for_test)
+
+
 def _artifacts(
-    rewritten: Rewritten, calibration: Tensors, recipe: Recipe, scratch: Path, *, steps: Steps
-) -> list[Artifact]:
+    rewritten: Rewritten, calibration: Tensors, recipe: Recipe, scratch: Path, *, steps: Steps, quiz: Quiz | None
+) -> tuple[list[Artifact], PlannedFiles]:
     """Files of every format and precision, float first; float is made even where it is not wanted, to measure against."""
     exported = []
     for form in recipe.formats:
@@ -302,29 +330,33 @@ def _artifacts(
             exported.append(
                 EXPORTERS[form].export(rewritten.model, _example(calibration), scratch / f"model.float.{form}")
             )
-    made = [*exported]
+    made, planned = [*exported], PlannedFiles()
     file = rewritten.model.file
     if file is not None and file.is_quantized and "int8" in recipe.precisions:
         made += [file.write(scratch / f"model.int8.{one.format}") for one in exported]
-    elif "int8" in recipe.precisions:
-        with steps.step("plan int8"):
-            bases = exported
-            if rewritten.integers is not rewritten.model:
-                few, integers = _example(calibration), rewritten.integers
+    elif {"int8", "mixed"} & set(recipe.precisions):
+        bases = exported
+        if rewritten.integers is not rewritten.model:
+            few, integers = _example(calibration), rewritten.integers
+            with steps.step("plan int8"):
                 bases = [EXPORTERS[form].export(integers, few, scratch / f"base.{form}") for form in recipe.formats]
-            pinned = {one.format: entry_ranges(one) for one in bases}
-            planned, subjects = plan_for(bases, calibration, target=recipe.target, pinned=pinned)
-        for one in exported:
-            with steps.step(f"quantise {one.format}"):
-                target = scratch / f"model.int8.{one.format}"
-                made.append(carry_out(planned.plan, subjects[one.format], target, cpu=recipe.target))
-                fuse_entry(made[-1])
+        planned = make_planned(bases, exported[0], calibration, recipe, scratch, steps=steps, quiz=quiz)
+        made += planned.artifacts
     for one, precision in itertools.product(exported, recipe.precisions):
         if (one.format, precision) in COMPRESSIONS:
             with steps.step(f"compress {one.format} to {precision}"):
                 target = scratch / f"model.{precision}.{one.format}"
                 made.append(COMPRESSIONS[one.format, precision].compress(one, calibration, target))
-    return made
+    return made, planned
+
+
+def _left_out(measured: Sequence[Measurement], kept: Sequence[Measurement]) -> tuple[str, ...]:
+    """A line for each variant that a mixed precision has replaced."""
+    return tuple(
+        f"{one.artifact.name} is not in the bundle, mixed precision takes its place: {', and '.join(one.verdict.reasons)}"
+        for one in replaced_int8(measured)
+        if one not in kept
+    )
 
 
 def _forced(kept: Sequence[Measurement]) -> dict[str, list[str]]:

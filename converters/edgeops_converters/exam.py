@@ -1,16 +1,18 @@
 """The evaluation rows, what the source answers to them, and how another model's answers compare."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeops import processing
 from edgeops.errors import RecipeError
 from edgeops.manifest import Interval, Operator
 from edgeops.processing import Tensors
 from edgeops.tensors import TensorSpec
-from edgeops_converters.fidelity import ClassArray, Drop, accuracy, agreement, paired_drop, sqnr_db
+from edgeops_converters.bounds import most_lost
+from edgeops_converters.fidelity import ClassArray, Drop, accuracy, agreement, discordant, paired_drop, sqnr_db
 from edgeops_converters.samples import Samples
 from edgeops_converters.sessions import run_rows
 
@@ -30,6 +32,11 @@ class Answers:
     raw: Tensors
     given: Tensors
     classes: ClassArray | None
+
+    def part(self, rows: NDArray[np.int64]) -> "Answers":
+        """To some of the rows."""
+        classes = None if self.classes is None else self.classes[rows]
+        return Answers(_part(self.raw, rows), _part(self.given, rows), classes)
 
     @property
     def is_finite(self) -> bool:
@@ -53,6 +60,10 @@ class Exam:
     postprocess: tuple[Operator, ...]
     class_output: str | None
 
+    def part(self, rows: NDArray[np.int64]) -> "Exam":
+        """Some of the rows."""
+        return replace(self, samples=self.samples.part(rows), inputs=_part(self.inputs, rows))
+
     def ask(self, run: Callable[[Tensors], Tensors], *, batch: int | None) -> Answers:
         """Run all rows through something that answers one batch.
 
@@ -75,6 +86,17 @@ class Exam:
         if self.samples.labels is None or original.classes is None or answers.classes is None:
             return None
         return paired_drop(original.classes, answers.classes, self.samples.labels)
+
+    def most_lost(self, original: Answers, answers: Answers) -> float | None:
+        """Upper bound of the loss of accuracy in percentage points; without labels of the disagreement.
+
+        It is ``None`` when the outputs are no classes.
+        """
+        if original.classes is None or answers.classes is None:
+            return None
+        truth = self.samples.labels if self.samples.labels is not None else original.classes
+        lost, won = discordant(original.classes, answers.classes, truth)
+        return 100 * most_lost(lost, won, len(truth))
 
     @staticmethod
     def agreement(original: Answers, answers: Answers) -> float | None:
@@ -103,6 +125,10 @@ def class_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *,
         if is_vector and (is_told or all(spec.shape != other.shape for other in inputs)):
             return spec.name
     return None
+
+
+def _part(tensors: Tensors, rows: NDArray[np.int64]) -> Tensors:
+    return {name: array[rows] for name, array in tensors.items()}
 
 
 def check_labels(samples: Samples, shapes: Mapping[str, Sequence[int | str]], name: str | None) -> None:

@@ -49,12 +49,17 @@ def paired_drop(source: ClassArray, variant: ClassArray, labels: ClassArray) -> 
     >>> paired_drop(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0])).points
     25.0
     """
-    lost = int(((source == labels) & (variant != labels)).sum())
-    won = int(((source != labels) & (variant == labels)).sum())
+    lost, won = discordant(source, variant, labels)
     rows = len(labels)
     drop = (lost - won) / rows
     half = _Z * math.sqrt(max(0.0, (lost + won) / rows - drop**2) / rows)
     return Drop(points=100 * drop, low=100 * (drop - half), high=100 * (drop + half))
+
+
+def discordant(source: ClassArray, variant: ClassArray, labels: ClassArray) -> tuple[int, int]:
+    """On how many rows only the source is right, and only the variant; all of shape ``(n,)``."""
+    was, is_ = source == labels, variant == labels
+    return int((was & ~is_).sum()), int((~was & is_).sum())
 
 
 def agreement(source: ClassArray, variant: ClassArray) -> float:

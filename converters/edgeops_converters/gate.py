@@ -55,6 +55,8 @@ class Evidence:
         audit: What the engine runs in integers; ``None`` when this machine cannot tell, and for what is made for its size.
         purpose: What it is made for.
         size_ratio: Size of its file over that of the float variant of the same format.
+        size_bytes: Of its file.
+        refusal: What a search that it came from says against it; empty when it found it within the limits.
     """
 
     latency_ms: float | None
@@ -66,6 +68,8 @@ class Evidence:
     audit: Audit | None = None
     purpose: Purpose = Purpose.SPEED
     size_ratio: float = 0.0
+    size_bytes: int = 0
+    refusal: str = ""
 
 
 def is_slower(latency_ms: float, float_latency_ms: float) -> bool:
@@ -73,13 +77,27 @@ def is_slower(latency_ms: float, float_latency_ms: float) -> bool:
     return latency_ms > SLOWER * float_latency_ms
 
 
-def judge(evidence: Evidence, *, max_drop: float, min_int8: float = 0.0) -> Verdict:
+def is_faithful(evidence: Evidence, max_drop: float) -> bool:
+    """Whether a variant still is the model, whatever its speed and size."""
+    return evidence.is_finite and not _faithfulness(evidence, max_drop)[1]
+
+
+def judge(
+    evidence: Evidence,
+    *,
+    max_drop: float,
+    min_int8: float = 0.0,
+    max_latency_ms: float | None = None,
+    max_bytes: int | None = None,
+) -> Verdict:
     """Decide about one compressed variant.
 
     Args:
         evidence: Its figures.
         max_drop: The largest loss that is accepted, in percentage points.
         min_int8: The least share of convolutions and matrix products in integers, in per cent.
+        max_latency_ms: The longest that one row may take; ``None`` for any.
+        max_bytes: The largest file; ``None`` for any.
     """
     reasons = []
     if not evidence.is_finite:
@@ -90,10 +108,14 @@ def judge(evidence: Evidence, *, max_drop: float, min_int8: float = 0.0) -> Verd
         reasons.append(f"it takes {latency_ms:.3f} ms where float in the same format takes {float_ms:.3f} ms")
     if not is_for_speed and evidence.size_ratio >= 1:
         reasons.append(f"its file has {evidence.size_ratio:.2f} of the size of float, and it is made to be smaller")
+    if max_latency_ms is not None and latency_ms is not None and latency_ms > max_latency_ms:
+        reasons.append(f"it takes {latency_ms:.3f} ms where at most {max_latency_ms:g} ms are accepted")
+    if max_bytes is not None and evidence.size_bytes > max_bytes:
+        reasons.append(f"its file has {evidence.size_bytes:,} bytes where at most {max_bytes:,} are accepted")
     if evidence.audit is not None and evidence.audit.percent < min_int8:
         reasons.append(f"{evidence.audit.text}, where {min_int8:g} % are asked")
     measure, reason = _faithfulness(evidence, max_drop)
-    reasons += [reason] if reason else []
+    reasons += [said for said in (reason, evidence.refusal) if said]
     return Verdict(passed=not reasons, reasons=tuple(reasons), measure=measure)
 
 

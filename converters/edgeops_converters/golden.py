@@ -24,7 +24,7 @@ from edgeops_converters.fidelity import ClassArray
 ROWS = 8
 KERNEL_MARGIN = 3.0
 INT8_STEPS = 4.0
-EIGHT_BIT = frozenset({"int8", "dynamic", "int4-weights"})
+EIGHT_BIT = frozenset({"int8", "mixed", "dynamic", "int4-weights"})
 """Precisions whose activations are rounded to 8 bits: beforehand, or at each call."""
 
 _FLOAT_STEPS = 0.02  # of the same 255th: float kernels differ in the last bits only

@@ -20,16 +20,18 @@ from edgeops_converters.compressors import engines_of
 from edgeops_converters.exam import Answers, Exam
 from edgeops_converters.measurement import Measurement
 from edgeops_converters.page import render_page
+from edgeops_converters.plan import QuantPlan, encode_plan
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.report import Report, VariantReport, encode_report
 from edgeops_converters.samples import Samples
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sizes import break_down
 from edgeops_converters.sources import Model
+from edgeops_converters.tensor_report import TensorReport
 
 _KERNEL_ROWS = 64
 GOLDEN_FILE, REFERENCE_FILE = "golden.npz", "reference.json"
-REPORT_FILE, PAGE_FILE = "report.json", "report.html"
+REPORT_FILE, PAGE_FILE, PLAN_FILE = "report.json", "report.html", "plan.json"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def make_golden(target: Path, kept: Sequence[Measurement], exam: Exam) -> Golden
     return GoldenTest(tolerances, tuple(notes))
 
 
-def describe(one: Measurement, exam: Exam, original: Answers, *, tolerance: float) -> VariantReport:
+def describe(
+    one: Measurement, exam: Exam, original: Answers, *, tolerance: float, tensors: tuple[TensorReport, ...] = ()
+) -> VariantReport:
     """What the report says of a variant."""
     artifact, answers = one.artifact, one.answers
     return VariantReport(
@@ -89,6 +93,7 @@ def describe(one: Measurement, exam: Exam, original: Answers, *, tolerance: floa
         latency_interval=one.latency,
         sizes=break_down(artifact),
         layers=one.layers if isinstance(one.layers, tuple) else (),
+        tensors=tensors,
     )
 
 
@@ -103,6 +108,7 @@ def pack(
     recipe: Recipe,
     scratch: Path,
     keys: Iterable[SigningKey],
+    plan: QuantPlan | None = None,
 ) -> Bundle:
     """Write the bundle directory, whole or not at all.
 
@@ -116,6 +122,7 @@ def pack(
         recipe: Operators and labels.
         scratch: Where the golden vectors lie, and where the other files are made.
         keys: Who signs.
+        plan: Of the variants that were planned, if there are any.
 
     Raises:
         ConflictError: The directory exists.
@@ -125,6 +132,9 @@ def pack(
     (scratch / PAGE_FILE).write_text(render_page(report, reference, recipe.labels), encoding="utf-8")
     files = {name: scratch / name for name in (GOLDEN_FILE, REFERENCE_FILE, REPORT_FILE, PAGE_FILE)}
     files |= {one.artifact.file: one.artifact.path for one in kept}
+    if plan is not None:
+        files[PLAN_FILE] = scratch / PLAN_FILE
+        files[PLAN_FILE].write_bytes(encode_plan(plan))
     manifest = Manifest(
         name=report.name,
         version=report.version,

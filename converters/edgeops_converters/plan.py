@@ -5,6 +5,7 @@ One plan is made of the float model, whatever file it stands in, and carried out
 :mod:`edgeops_converters.planning`.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -90,15 +91,15 @@ class QuantPlan(_Part, frozen=True, kw_only=True):
         """The regions that stay in float."""
         return frozenset(one.region for one in self.layers.values() if one.precision is LayerPrecision.FLOAT)
 
-    def with_float(self, regions: frozenset[int], *, why: str) -> "QuantPlan":
-        """The same plan with exactly these regions in float."""
+    def with_float(self, regions: Mapping[int, str]) -> "QuantPlan":
+        """The same plan with exactly these regions in float; each with the reason."""
         return msgspec.structs.replace(
             self,
             layers={
                 name: msgspec.structs.replace(
                     layer,
                     precision=LayerPrecision.FLOAT if layer.region in regions else LayerPrecision.INT8,
-                    why=why if layer.region in regions else "",
+                    why=regions.get(layer.region, ""),
                 )
                 for name, layer in self.layers.items()
             },

@@ -142,14 +142,18 @@ def carry_out(
     Raises:
         RecipeError: The quantizer cannot work on it.
     """
-    in_float = {
-        subject.nodes[name] for region in plan.float_regions for name in plan.regions[region] if name in subject.nodes
-    }
-    left_out = nodes_with(subject.graph, in_float)
+    left_out = float_nodes(plan, subject)
     integers = subject.quantizer.write(subject.graph, subject.ranges, left_out=left_out, target=cpu)
     integers.set_weights({node: grid for node, grid in subject.grids.items() if node in integers.nodes})
     _correct(integers, subject, correction)
     return integers.save(target, precision=precision)
+
+
+def float_nodes(plan: QuantPlan, subject: Subject) -> frozenset[str]:
+    """The nodes of a file that a plan leaves in float, with what an engine fuses into them."""
+    regions = plan.regions
+    names = (name for region in plan.float_regions for name in regions[region])
+    return nodes_with(subject.graph, {subject.nodes[name] for name in names if name in subject.nodes})
 
 
 def _expect(graph: FloatGraph, rows: Tensors) -> Expected:

@@ -1,7 +1,8 @@
 """The settings of a conversion, checked before any work."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -11,6 +12,15 @@ from edgeops_converters.compressors import PRECISIONS, is_made
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.rewrites.layout import Layout
 from edgeops_converters.targets import Target
+
+
+class Limits(TypedDict):
+    """The arguments of :func:`edgeops_converters.gate.judge`."""
+
+    max_drop: float
+    min_int8: float
+    max_latency_ms: float | None
+    max_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Recipe:
         stratum_attribute: Device attribute whose values are the strata of the evaluation data.
         min_int8: Least share of convolutions and matrix products in integers, in per cent.
         requantize: Whether a source that is int8 already is quantised anew.
+        max_latency_ms: Longest that a compressed variant may take for one row on one thread; ``None`` for any.
+        max_bytes: Largest file of a compressed variant; ``None`` for any.
         force: Whether a variant that the gate refuses is kept all the same.
     """
 
@@ -43,6 +55,8 @@ class Recipe:
     force: bool = False
     min_int8: float = 0.0
     requantize: bool = False
+    max_latency_ms: float | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("formats", self.formats, tuple(EXPORTERS))
@@ -57,16 +71,29 @@ class Recipe:
             raise RecipeError(f"max_drop: expected 0 to 100 percentage points, got {self.max_drop}")
         if not 0 <= self.min_int8 <= 100:  # noqa: PLR2004 - per cent
             raise RecipeError(f"min_int8: expected 0 to 100 per cent, got {self.min_int8}")
+        if self.max_latency_ms is not None and not 0 < self.max_latency_ms < math.inf:
+            raise RecipeError(f"max_latency_ms: expected more than 0 milliseconds, got {self.max_latency_ms}")
+        if self.max_bytes is not None and self.max_bytes <= 0:
+            raise RecipeError(f"max_bytes: expected more than 0 bytes, got {self.max_bytes}")
         if len(set(self.labels)) != len(self.labels):
             raise RecipeError("labels: expected different names, one for each class")
+
+    @property
+    def limits(self) -> Limits:
+        """What :func:`edgeops_converters.gate.judge` holds a variant to."""
+        return {
+            "max_drop": self.max_drop,
+            "min_int8": self.min_int8,
+            "max_latency_ms": self.max_latency_ms,
+            "max_bytes": self.max_bytes,
+        }
 
     def as_json(self) -> dict[str, Any]:
         """The settings for the lineage."""
         return {
             "formats": list(self.formats),
             "precisions": list(self.precisions),
-            "max_drop": self.max_drop,
-            "min_int8": self.min_int8,
+            **self.limits,
             "requantize": self.requantize,
             "target": str(self.target),
             "input_layout": str(self.input_layout),

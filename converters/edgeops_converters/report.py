@@ -75,6 +75,8 @@ class Report(_Part, frozen=True, kw_only=True):
 
     Attributes:
         cpu: Where latency was measured.
+        evaluation_rows: That all figures of the variants are from.
+        search_rows: That a search chose by, and that no figure of a variant is from; 0 without a search.
         variants: In order of preference, as in the manifest.
         signals: Names of the drift signals in ``reference.json``.
         notes: What a person should know about the conversion as a whole.
@@ -92,6 +94,7 @@ class Report(_Part, frozen=True, kw_only=True):
     max_drop: float
     calibration_rows: int
     evaluation_rows: int
+    search_rows: int = 0
     source: SourceReport
     variants: tuple[VariantReport, ...]
     reference_variant: str

@@ -48,6 +48,15 @@ class Samples:
         """The number of rows."""
         return len(next(iter(self.inputs.values())))
 
+    def part(self, rows: NDArray[np.int64]) -> "Samples":
+        """Some of the rows."""
+        return Samples(
+            self.where,
+            {name: array[rows] for name, array in self.inputs.items()},
+            None if self.labels is None else self.labels[rows],
+            None if self.strata is None else self.strata[rows],
+        )
+
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all arrays, written ``sha256:<hex>``."""
         digest = hashlib.sha256()

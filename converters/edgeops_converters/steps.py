@@ -23,14 +23,14 @@ class Steps:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """One step; durations of the same name add up.
+    def step(self, name: str, part: str = "") -> Iterator[None]:
+        """One step, or a part of one, for example ``3 of 12``; durations of the same name add up.
 
         Raises:
             TransientError: The operating system refused: a full disk, a directory that cannot be written.
         """
         if self._on_step is not None:
-            self._on_step(name)
+            self._on_step(f"{name}, {part}" if part else name)
         begin = self._clock()
         try:
             yield

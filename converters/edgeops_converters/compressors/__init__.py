@@ -87,13 +87,13 @@ COMPRESSIONS: dict[tuple[str, str], Compression] = {
 }
 """Format and precision → how it is made, what for, and on what it runs."""
 
-PRECISIONS = ("float", "int8", *dict.fromkeys(precision for _, precision in COMPRESSIONS))
+PRECISIONS = ("float", "int8", "mixed", *dict.fromkeys(precision for _, precision in COMPRESSIONS))
 """What people may ask for, of one format at least."""
 
 
 def is_made(form: str, precision: str) -> bool:
     """Whether a format has this precision."""
-    return precision in {"float", "int8"} or (form, precision) in COMPRESSIONS
+    return precision in {"float", "int8", "mixed"} or (form, precision) in COMPRESSIONS
 
 
 def purpose_of(artifact: Artifact) -> Purpose:
