@@ -111,7 +111,8 @@ def _loud_layers(report: Report) -> Iterator[str]:
             named = " and ".join(
                 f"{short_name(layer.name)} ({layer.kind}, {layer.loss_db:.1f} dB below its input)" for layer in worst
             )
-            yield f"Try a higher precision for what adds most noise to {variant.name}: {named}."
+            how = "" if report.trials else " (--precisions float,int8,mixed searches for it)"
+            yield f"Try a higher precision for what adds most noise to {variant.name}{how}: {named}."
 
 
 def loudest(layers: tuple[LayerReport, ...], most: int = _WORST_LAYERS) -> list[LayerReport]:
@@ -124,7 +125,8 @@ def _float_layers(report: Report) -> Iterator[str]:
     left = [
         f"{len(one.audit.in_float)} of {one.audit.total} of {one.name}"
         for one in report.variants
-        if one.audit is not None and one.audit.in_float
+        # A search leaves layers in float on purpose.
+        if one.audit is not None and one.audit.in_float and one.precision != "mixed"
     ]
     if left:
         yield (

@@ -223,6 +223,7 @@ def convert(
             notes=(
                 *notes,
                 *rewritten.texts,
+                *_rows_note(searched, exam),
                 *planned.notes,
                 *_left_out(measured, kept),
                 *golden.notes,
@@ -318,6 +319,15 @@ def _halves(exam: Exam) -> tuple[Exam, Exam]:
     """Rows that a search may look at, and rows that no decision is made on."""
     for_search, for_test = split(exam.samples)
     return exam.part(for_search), exam.part(for_test)
+
+
+def _rows_note(searched: Exam | None, exam: Exam) -> tuple[str, ...]:
+    if searched is None:
+        return ()
+    chose, told = f"{searched.samples.rows:,}", f"{exam.samples.rows:,}"
+    return (
+        f"mixed: the search chose by {chose} of the held-out rows; the figures of all variants are of the other {told}",
+    )
 
 
 def _artifacts(

@@ -274,7 +274,8 @@ class _Ladder:
     def point(self, depth: int) -> Point:
         """The file at a depth, with what it loses on all rows of the search."""
         if depth not in self._points:
-            in_float = {region: probe.why for probe in self._probes[:depth] for region in probe.worth.regions}
+            probes = self._probes[:depth]
+            in_float = {region: f"float by search: {one.why}" for one in probes for region in one.worth.regions}
             settings = f"int8, with {self._bench.named(in_float)} in float" if depth else "int8"
             with self._steps.step("search", f"{depth} of {len(self._probes)} in float"):
                 if depth:
@@ -329,10 +330,15 @@ def _notes(best: Point, proof: Proof, bench: _Bench, groups: int, refusal: str) 
         said = [f"mixed: int8 holds all limits as it is, and nothing is left in float; {lost}{once}"]
     if not refusal and proof is Proof.ESTIMATE and best.most_lost is not None:
         needed = rows_to_prove(limit / 100)
-        least = "no number of rows does" if needed is None else f"it takes {needed:,} at least"
+        if needed is None:
+            least = "no number of rows does"
+        elif rows < needed:
+            least = f"it takes {needed:,} at least"
+        else:
+            least = "of what holds the other limits none is proven"
         said.append(
-            f"mixed: NOT ENOUGH DATA to prove at {CONFIDENCE:.0%} that at most {limit:g} points are lost: the search has {rows:,} "
-            f"rows, and {least}; what they show has decided, not its bound"
+            f"mixed: NOT ENOUGH DATA to prove at {CONFIDENCE:.0%} that at most {limit:g} points are lost: the search has "
+            f"{rows:,} rows, and {least}; what they show has decided, not its bound"
         )
     regions = len(bench.plan.regions)
     if groups < regions:

@@ -49,7 +49,7 @@ class LayerPlan(_Part, frozen=True, kw_only=True):
         node: In the graph that the plan was made of.
         region: Layers of one number are quantised together or not at all, since what lies between them fuses.
         precision: In what it computes.
-        weights: SHA-256 of the integer weights and their scales; empty in float. In every format the same.
+        weights: SHA-256 of the integer weights and their scales, in every format the same; in float, of what they would be.
         gain_db: How much less noise its answers have than with weights rounded to the nearest.
         equalised: Whether its input channels were brought to one range.
         why: Why this precision.

@@ -48,7 +48,7 @@ def test_the_bundle_is_signed_verified_and_says_what_it_is(conversion, signing_k
     assert {variant.name for variant in manifest.variants} == {"onnx-float", "onnx-int8", "tflite-float", "tflite-int8"}
     assert set(manifest.files) == {
         "model.float.onnx", "model.int8.onnx", "model.float.tflite", "model.int8.tflite",
-        "golden.npz", "reference.json", "report.json", "report.html",
+        "golden.npz", "reference.json", "report.json", "report.html", "plan.json",
     }  # fmt: skip
     assert [(spec.name, spec.dtype, spec.shape) for spec in manifest.inputs] == [
         ("image", "UINT8", ("batch", 1, 16, 16))
@@ -284,6 +284,9 @@ def test_a_refused_variant_can_be_forced_and_the_report_and_lineage_say_so(onnx_
         ({"precisions": ()}, RecipeError, "precisions.*float, int8"),
         ({"target": "mips"}, RecipeError, "target 'mips': expected one of x86, x86-vnni, arm"),
         ({"max_drop": -1}, RecipeError, "max_drop"),
+        ({"max_latency_ms": 0.0}, RecipeError, "max_latency_ms: expected more than 0 milliseconds, got 0"),
+        ({"max_latency_ms": float("nan")}, RecipeError, "max_latency_ms: expected more than 0 milliseconds, got nan"),
+        ({"max_bytes": 0}, RecipeError, "max_bytes: expected more than 0 bytes, got 0"),
         ({"labels": ("a", "b")}, RecipeError, "2 names where the model has 4 classes"),
         ({"preprocess": (Scale(tensor="picture", factor=2.0),)}, RecipeError, "preprocess: no input.*picture"),
         ({"postprocess": (Softmax(tensor="scores"),)}, RecipeError, "postprocess: no output.*scores"),

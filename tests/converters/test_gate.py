@@ -75,3 +75,20 @@ def test_what_is_made_for_its_size_may_be_slower_but_must_be_smaller_and_faithfu
     verdict = judge(evidence(**{**small, "size_ratio": 1.02}), max_drop=0.5)
     assert not verdict.passed
     assert "1.02 of the size of float" in verdict.reasons[0]
+
+
+def test_the_limits_of_latency_and_size_hold_for_every_compressed_variant():
+    at_the_limit = evidence(latency_ms=1.0, size_bytes=2000)
+    assert judge(at_the_limit, max_drop=0.5, max_latency_ms=1.0, max_bytes=2000).passed
+    verdict = judge(at_the_limit, max_drop=0.5, max_latency_ms=0.5, max_bytes=1999)
+    assert verdict.reasons == (
+        "it takes 1.000 ms where at most 0.5 ms are accepted",
+        "its file has 2,000 bytes where at most 1,999 are accepted",
+    )
+    small = evidence(purpose=Purpose.SIZE, size_ratio=0.5, latency_ms=3.0)
+    assert not judge(small, max_drop=0.5, max_latency_ms=2.5).passed
+    assert judge(evidence(latency_ms=None), max_drop=0.5, max_latency_ms=0.1).passed
+
+
+def test_what_a_search_says_against_a_variant_counts_though_its_figures_are_good():
+    assert judge(evidence(refusal="nothing holds"), max_drop=0.5).reasons == ("nothing holds",)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from edgeops.errors import GateError
 from edgeops.manifest import Interval
 from edgeops_converters.artifact import Artifact
 from edgeops_converters.exam import Answers
 from edgeops_converters.gate import Verdict
-from edgeops_converters.measurement import Measurement, admitted
+from edgeops_converters.measurement import Measurement, admitted, replaced_int8
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.targets import Target
 
@@ -19,7 +20,7 @@ def measured(precision, latency_ms, *, form="onnx", passed=True):
         answers,
         latency=Interval(value=latency_ms, low=latency_ms, high=latency_ms),
         float_latency_ms=2.0,
-        verdict=Verdict(passed=passed),
+        verdict=Verdict(passed=passed, reasons=() if passed else ("it loses 9.00 points",)),
     )
 
 
@@ -50,3 +51,27 @@ def test_what_is_made_for_its_size_says_when_it_is_slower(precision, latency_ms,
     assert bool(remarks) is is_told
     if is_told:
         assert "5.000 ms where float takes 2.000 ms" in remarks[0]
+
+
+def mixed_recipe(*, force=False):
+    return Recipe(("onnx", "tflite"), ("float", "int8", "mixed"), 0.5, Target.X86, force=force)
+
+
+def test_a_mixed_precision_that_passes_takes_the_place_of_int8_that_does_not():
+    known = [measured("int8", 1.0, passed=False), measured("mixed", 1.5), measured("float32", 2.0)]
+    assert replaced_int8(known) == known[:1]
+    assert [one.artifact.precision for one in admitted(known, mixed_recipe())] == ["mixed", "float32"]
+    forced = [one.artifact.precision for one in admitted(known, mixed_recipe(force=True))]
+    assert forced == ["int8", "mixed", "float32"]
+
+
+def test_int8_that_passes_stays_beside_a_mixed_precision():
+    known = [measured("int8", 1.0), measured("mixed", 1.5)]
+    assert replaced_int8(known) == []
+    assert [one.artifact.precision for one in admitted(known, mixed_recipe())] == ["int8", "mixed"]
+
+
+@pytest.mark.parametrize("other", [measured("mixed", 1.5, passed=False), measured("mixed", 1.5, form="tflite")])
+def test_int8_is_not_replaced_by_what_fails_too_or_is_of_another_format(other):
+    with pytest.raises(GateError, match="onnx-int8: it loses"):
+        admitted([measured("int8", 1.0, passed=False), other], mixed_recipe())

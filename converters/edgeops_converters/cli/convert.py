@@ -59,7 +59,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     default="float,int8",
     show_default=True,
     callback=split,
-    help="What to write: float, int8, float16, int8-weights, int4-weights, dynamic, int16.",
+    help="What to write: float, int8, mixed, float16, int8-weights, int4-weights, dynamic, int16.",
 )
 @click.option(
     "--max-drop", default=0.5, show_default=True, metavar="POINTS", help="Largest loss of accuracy, percentage points."
@@ -71,6 +71,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="PERCENT",
     help="Least share of convolutions and matrix products that must run in integers.",
 )
+@click.option(
+    "--max-latency-ms", type=float, metavar="MS", help="Longest time of a compressed variant for one row on one thread."
+)
+@click.option("--max-bytes", type=int, metavar="BYTES", help="Largest file of a compressed variant.")
 @click.option(
     "--target",
     type=click.Choice([str(target) for target in Target]),
@@ -108,6 +112,8 @@ def convert_command(
     precisions: tuple[str, ...],
     max_drop: float,
     min_int8: float,
+    max_latency_ms: float | None,
+    max_bytes: int | None,
     target: str | None,
     input_layout: str,
     labels_file: Path | None,
@@ -142,6 +148,8 @@ def convert_command(
             precisions=precisions,
             max_drop=max_drop,
             min_int8=min_int8,
+            max_latency_ms=max_latency_ms,
+            max_bytes=max_bytes,
             target=target,
             input_layout=input_layout,
             labels=labels,
