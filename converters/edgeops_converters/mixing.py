@@ -314,6 +314,7 @@ def _as_trial(probe: _Probe, rank: int, recipe: Recipe, form: str) -> Trial:
         name=f"{form}-probe-{rank}",
         outcome=Outcome.PASSED if is_like else Outcome.REFUSED,
         reason=f"sensitivity, place {rank}: {probe.why}{'' if is_like else f'; {estimate(probe.point)}'}",
+        is_probe=True,
     )
 
 

@@ -108,8 +108,12 @@ def tensor_picture(tensor: TensorReport) -> str:
     return clipped_histogram(tensor.counts, first=tensor.first, width=tensor.width, low=tensor.low, high=tensor.high)
 
 
-def pareto_pictures(trials: Sequence[Trial], max_drop: float) -> list[tuple[str, str]]:
-    """Title and chart of size and of latency against loss, of the trials that have both, with the limit of the loss."""
+def pareto_pictures(tried: Sequence[Trial], max_drop: float) -> list[tuple[str, str]]:
+    """Title and chart of size and of latency against loss, of the trials that have both, with the limit of the loss.
+
+    Probes are left out: they are of other rows, and far from what could be chosen.
+    """
+    trials = [trial for trial in tried if not trial.is_probe]
     words, loss = _loss(trials)
     limit = max_drop if words != _NOISE else None
     is_large = max((trial.size_bytes for trial in trials), default=0) >= 1e6  # noqa: PLR2004 - a megabyte

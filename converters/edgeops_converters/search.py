@@ -179,7 +179,9 @@ def trials_of(
     return trials
 
 
-def as_trial(point: Point, *, name: str, outcome: Outcome, reason: str, is_pareto: bool = False) -> Trial:
+def as_trial(
+    point: Point, *, name: str, outcome: Outcome, reason: str, is_pareto: bool = False, is_probe: bool = False
+) -> Trial:
     """A point as the report has it."""
     evidence = point.evidence
     return Trial(
@@ -193,6 +195,7 @@ def as_trial(point: Point, *, name: str, outcome: Outcome, reason: str, is_paret
         outcome=outcome,
         reason=reason,
         is_pareto=is_pareto,
+        is_probe=is_probe,
     )
 
 

@@ -29,6 +29,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         outcome: What became of it.
         reason: Why, with figures.
         is_pareto: Whether no other trial is better in one figure and as good in the others.
+        is_probe: Whether it was only made to learn what a part of the model is worth, and was none to choose from.
     """
 
     name: str
@@ -41,3 +42,4 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     outcome: Outcome
     reason: str = ""
     is_pareto: bool = False
+    is_probe: bool = False

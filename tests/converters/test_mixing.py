@@ -16,6 +16,8 @@ from edgeops_converters.trials import Outcome
 
 ROWS = 1400
 
+quiet_machine = pytest.mark.usefixtures("_quiet_machine")
+
 
 class Wild(nn.Module):
     """In the middle of it one channel is a thousand times larger than the others, and its weights as much smaller.
@@ -79,7 +81,7 @@ def by_size(files, inputs, *, budget_s):
     return {name: Interval(value=one, low=one, high=one) for name, one in found.items()}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _quiet_machine(monkeypatch):
     """The gate and the search meet latencies that are always the same; all answers are the engines' own."""
     monkeypatch.setattr(measurement, "latencies", by_size)
@@ -98,6 +100,7 @@ def figures(report):
     return {one.name: one for one in report.trials}
 
 
+@quiet_machine
 def test_the_region_that_int8_cannot_carry_is_left_in_float_in_both_formats(wild, settings, tmp_path):
     steps = []
     done = convert(wild, **settings, output=tmp_path / "bundle", on_step=steps.append)
@@ -126,16 +129,19 @@ def test_the_region_that_int8_cannot_carry_is_left_in_float_in_both_formats(wild
     assert trials["onnx-mixed-1"].is_pareto
     assert "at most 0.43 (95 %)" in trials["onnx-mixed-1"].reason
     assert "sensitivity, place 1" in trials["onnx-probe-1"].reason
-    assert len([name for name in trials if "probe" in name]) == len(plan.regions) == 4
+    assert len([one for one in trials.values() if one.is_probe]) == len(plan.regions) == 4
     assert "sensitivity, 1 of 4: stem in float" in steps
 
     assert (done.report.search_rows, done.report.evaluation_rows) == (ROWS // 2, ROWS // 2)
-    assert "onnx-mixed-1" in done.bundle.file("report.html").read_text()
+    page = done.bundle.file("report.html").read_text()
+    assert "onnx-mixed-1" in page
+    assert "<title>onnx-probe-1" not in page  # in the table, and not in the picture
     ranges = {one.tensor for one in done.report.variant("onnx-mixed").tensors}
     assert ranges
     assert not {one.tensor for one in done.report.variant("tflite-mixed").tensors}
 
 
+@quiet_machine
 def test_int8_that_holds_all_limits_is_not_written_twice(onnx_source, calibration, evaluation, tmp_path):
     plain = {
         "data": calibration,
@@ -156,6 +162,7 @@ def test_int8_that_holds_all_limits_is_not_written_twice(onnx_source, calibratio
     assert alone.bundle.file("model.mixed.onnx").read_bytes() == done.bundle.file("model.int8.onnx").read_bytes()
 
 
+@quiet_machine
 def test_too_few_rows_for_a_proof_are_named_and_the_estimate_decides(wild_onnx, settings, tmp_path):
     few = {name: array[:600] for name, array in settings["evaluation"].items()}
     done = convert(wild_onnx, **{**settings, "evaluation": few}, formats=("onnx",), output=tmp_path / "bundle")
@@ -165,6 +172,7 @@ def test_too_few_rows_for_a_proof_are_named_and_the_estimate_decides(wild_onnx, 
     assert "at most" not in figures(done.report)["onnx-mixed-1"].reason
 
 
+@quiet_machine
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
@@ -180,6 +188,7 @@ def test_where_no_mix_holds_all_limits_the_gate_says_which_and_by_how_much(wild_
     assert not given["output"].exists()
 
 
+@quiet_machine
 def test_a_mix_that_the_gate_refuses_can_be_forced_and_int8_with_it(wild_onnx, settings, tmp_path):
     given = {**settings, "formats": ("onnx",), "output": tmp_path / "bundle", "force": True}
     forced = convert(wild_onnx, **given, max_bytes=7000)
@@ -188,6 +197,7 @@ def test_a_mix_that_the_gate_refuses_can_be_forced_and_int8_with_it(wild_onnx, s
     assert not [one for one in forced.report.trials if one.outcome is Outcome.CHOSEN]
 
 
+@quiet_machine
 def test_the_search_never_sees_the_rows_of_the_test(wild_onnx, settings, tmp_path, monkeypatch):
     evaluation = settings["evaluation"]
     asked = []
@@ -208,6 +218,7 @@ def test_the_search_never_sees_the_rows_of_the_test(wild_onnx, settings, tmp_pat
     assert score.accuracy == done.report.variant("onnx-mixed").accuracy
 
 
+@quiet_machine
 def test_without_classes_the_noise_decides(tmp_path):
     torch.manual_seed(0)
     rows = np.random.default_rng(0).normal(size=(80, 32)).astype(np.float32)
@@ -218,6 +229,12 @@ def test_without_classes_the_noise_decides(tmp_path):
     assert chosen.outcome is Outcome.CHOSEN
     assert "dB" in chosen.reason
     assert not any("NOT ENOUGH DATA" in note for note in done.report.notes)
+
+
+def test_every_trial_that_is_made_for_this_cpu_is_timed(wild_onnx, settings, tmp_path):
+    done = convert(wild_onnx, **settings, formats=("onnx",), output=tmp_path / "bundle", force=True)
+    assert all(one.latency_ms > 0 for one in done.report.trials)
+    assert " ms" in figures(done.report)["onnx-probe-1"].reason
 
 
 def test_for_another_cpu_the_cost_is_the_size(wild_onnx, settings, tmp_path):
