@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgeops_converters.gate import Evidence, is_faithful
 from edgeops_converters.measurement import is_for_here, latencies, steady_latencies
 from edgeops_converters.plan import QuantPlan
 from edgeops_converters.quantization import Subject, carry_out
+from edgeops_converters.quantizers.entry import fuse_entry
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.search import (
     Point,
@@ -88,6 +90,7 @@ def search(
     plan: QuantPlan,
     subject: Subject,
     int8: Artifact,
+    reference: Artifact,
     *,
     quiz: Quiz,
     recipe: Recipe,
@@ -100,6 +103,7 @@ def search(
         plan: All in integers.
         subject: The float file that it was made on.
         int8: The file of the plan.
+        reference: Float, as it ships.
         quiz: The rows to choose by.
         recipe: The limits.
         scratch: Where to write.
@@ -109,13 +113,13 @@ def search(
         RecipeError: The quantizer cannot work on the model with some layers in float.
         EngineError: An engine does not load or run a file.
     """
-    bench = _Bench(plan, subject, quiz, recipe, scratch)
+    bench = _Bench(plan, subject, reference, quiz, recipe, scratch)
     groups = groups_of(sorted(plan.regions), most=_MOST_GROUPS)
     probes = _probe(bench, groups, steps)
     ladder = _Ladder(bench, probes, int8, steps)
     taken = None
     for proof in _proofs(quiz, recipe):
-        smallest_depth(len(probes), lambda depth, proof=proof: is_within(ladder.point(depth), recipe, proof))  # type: ignore[misc]
+        smallest_depth(len(probes), partial(ladder.is_within, proof=proof))
         ladder.time()
         taken = choose(ladder.points, recipe, proof)
         if taken is not None:
@@ -152,29 +156,28 @@ class _Bench:
 
     plan: QuantPlan
     subject: Subject
+    reference: Artifact
     quiz: Quiz
     recipe: Recipe
     scratch: Path
 
     @property
-    def source(self) -> Artifact:
-        """The float file."""
-        return self.subject.graph.source
-
-    @property
     def is_timed(self) -> bool:
         """Whether latency here says anything."""
-        return is_for_here(self.source, self.recipe)
+        return is_for_here(self.reference, self.recipe)
 
     def write(self, plan: QuantPlan, target: Path, correction: BiasCorrection) -> Artifact:
-        return carry_out(plan, self.subject, target, cpu=self.recipe.target, precision="mixed", correction=correction)
+        cpu = self.recipe.target
+        made = carry_out(plan, self.subject, target, cpu=cpu, precision="mixed", correction=correction)
+        fuse_entry(made)
+        return made
 
     def weigh(self, file: Artifact, quiz: Quiz, *, depth: int, settings: str) -> Point:
         """Ask a file; its latency is another matter."""
         exam, original = quiz.exam, quiz.original
         answers = exam.ask(file.open(threads=_THREADS).run, batch=file.batch)
         drop, agreement = exam.drop(original, answers), exam.agreement(original, answers)
-        is_audited = self.recipe.min_int8 > 0 and self.is_timed and file is not self.source
+        is_audited = self.recipe.min_int8 > 0 and self.is_timed and file is not self.reference
         evidence = Evidence(
             latency_ms=None,
             float_latency_ms=0.0,
@@ -264,7 +267,7 @@ class _Ladder:
         self._points: dict[int, Point] = {}
         self.plans, self.files = {0: bench.plan}, {0: int8}
         with steps.step("search", "float"):
-            self.reference = bench.weigh(bench.source, bench.quiz, depth=-1, settings="float")
+            self.reference = bench.weigh(bench.reference, bench.quiz, depth=-1, settings="float")
 
     @property
     def points(self) -> list[Point]:
@@ -287,13 +290,17 @@ class _Ladder:
                 )
         return self._points[depth]
 
+    def is_within(self, depth: int, *, proof: Proof) -> bool:
+        """Whether the file at a depth is like enough to the source."""
+        return is_within(self.point(depth), self._bench.recipe, proof)
+
     def time(self) -> None:
         """Let all files and float take turns."""
         if not self._bench.is_timed:
             return
         with self._steps.step("search", "latency"):
             timed = steady_latencies(
-                {str(depth): file for depth, file in self.files.items()} | {"float": self._bench.source},
+                {str(depth): file for depth, file in self.files.items()} | {"float": self._bench.reference},
                 self._bench.quiz.exam.inputs,
                 float_names={str(depth): "float" for depth in self.files},
                 recipe=self._bench.recipe,

@@ -14,6 +14,7 @@ from edgeops_converters.mixing import Quiz, search
 from edgeops_converters.plan import QuantPlan
 from edgeops_converters.planning import Planned
 from edgeops_converters.quantization import Subject, carry_out, float_nodes, plan_for
+from edgeops_converters.quantizers.entry import entry_ranges, fuse_entry
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.steps import Steps
 from edgeops_converters.tensor_report import TensorReport, summarize
@@ -51,7 +52,8 @@ class PlannedFiles:
 
 
 def make_planned(
-    exported: Sequence[Artifact],
+    bases: Sequence[Artifact],
+    reference: Artifact,
     calibration: Tensors,
     recipe: Recipe,
     scratch: Path,
@@ -62,7 +64,8 @@ def make_planned(
     """Plan, search where mixed precision is wanted, and write.
 
     Args:
-        exported: Float files, one a format; plan and search are made on the first.
+        bases: Float files to quantise, one a format; plan and search are made on the first.
+        reference: Float as it ships, in the first format.
         calibration: Rows as the model takes them.
         recipe: What is wanted.
         scratch: Where to write.
@@ -74,21 +77,24 @@ def make_planned(
         EngineError: An engine does not load or run a file of the search.
     """
     with steps.step("plan int8"):
-        planned, subjects = plan_for(exported, calibration, target=recipe.target)
+        pinned = {one.format: entry_ranges(one) for one in bases}
+        planned, subjects = plan_for(bases, calibration, target=recipe.target, pinned=pinned)
 
     def write(plan: QuantPlan, form: str, precision: str) -> Artifact:
         with steps.step(f"quantise {form}" if precision == "int8" else f"quantise {form} to {precision}"):
             target = scratch / f"model.{precision}.{form}"
-            return carry_out(plan, subjects[form], target, cpu=recipe.target, precision=precision)
+            made = carry_out(plan, subjects[form], target, cpu=recipe.target, precision=precision)
+            fuse_entry(made)
+            return made
 
-    lead, *others = (one.format for one in exported)
+    lead, *others = (one.format for one in bases)
     first = write(planned.plan, lead, "int8")
     subject = subjects[lead]
     if quiz is None:
         made = [first, *(write(planned.plan, form, "int8") for form in others)]
         return PlannedFiles(tuple(made), planned.plan, {first.name: _ranges(planned, planned.plan, subject)})
 
-    mix = search(planned.plan, subject, first, quiz=quiz, recipe=recipe, scratch=scratch, steps=steps)
+    mix = search(planned.plan, subject, first, reference, quiz=quiz, recipe=recipe, scratch=scratch, steps=steps)
     wanted = {"int8": planned.plan} if "int8" in recipe.precisions else {}
     if mix.plan.float_regions or not wanted:
         wanted["mixed"] = mix.plan
