@@ -4,6 +4,7 @@ Intervals for a person to read are in :mod:`edgeops_converters.fidelity`; a boun
 where an interval from a normal distribution does not: of rows that all agree it would say that nothing can ever differ.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -36,16 +37,19 @@ def most_lost(lost: int, won: int, rows: int) -> float:
 
 
 def rows_to_prove(share: float) -> int | None:
-    """How many rows it takes, all of them alike, before a loss is proven to be at most a share; ``None``: no number does.
+    """How many rows it takes until a loss of half a share is proven to be at most that share; ``None``: no number does.
 
-    >>> rows_to_prove(0.005), rows_to_prove(0.0)
-    (598, None)
+    With fewer, a bound asks for hardly a row lost, and so for chance rather than for a better model.
+
+    >>> rows_to_prove(0.005), rows_to_prove(0.08), rows_to_prove(0.0)
+    (2400, 150, None)
     """
     if share <= 0:
         return None
-    if share >= 1:
-        return 1
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-share))
+    # The bound falls towards the share itself, half of what is asked, so that this ends.
+    return next(
+        rows for lost in itertools.count(1) if _largest(lost, rows := math.ceil(2 * lost / min(share, 1.0))) <= share
+    )
 
 
 def _largest(count: int, rows: int) -> float:

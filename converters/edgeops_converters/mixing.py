@@ -137,13 +137,16 @@ def search(
             *trials_of(ladder.points, ladder.reference, taken, recipe, proof, form=form),
             *(_as_trial(probe, rank, recipe, form) for rank, probe in enumerate(probes, start=1)),
         ),
-        notes=_notes(best, proof, bench, len(groups), refusal),
+        notes=_notes(best, bench, len(groups), refusal),
         refusal=refusal,
     )
 
 
 def _proofs(quiz: Quiz, recipe: Recipe) -> tuple[Proof, ...]:
-    """By the bound, and where that refuses everything by the estimate; by the estimate alone where no bound could hold."""
+    """By the bound, and where that refuses everything by the estimate; by the estimate alone where rows are too few.
+
+    Of few rows, a bound would take the first file on which chance has lost none: nearly all of it in float.
+    """
     needed = rows_to_prove(recipe.max_drop / 100)
     if quiz.original.classes is None or needed is None or quiz.exam.samples.rows < needed:
         return (Proof.ESTIMATE,)
@@ -325,10 +328,10 @@ def _as_trial(probe: _Probe, rank: int, recipe: Recipe, form: str) -> Trial:
     )
 
 
-def _notes(best: Point, proof: Proof, bench: _Bench, groups: int, refusal: str) -> tuple[str, ...]:
+def _notes(best: Point, bench: _Bench, groups: int, refusal: str) -> tuple[str, ...]:
     """What a person should know of a search, in lines."""
     rows, limit = bench.quiz.exam.samples.rows, bench.recipe.max_drop
-    lost = f"{in_words(best, proof)} on the {rows:,} rows of the search"
+    lost = f"{in_words(best)} on the {rows:,} rows of the search"
     if refusal:
         said = [f"mixed: {refusal}"]
     elif best.depth:
@@ -336,12 +339,12 @@ def _notes(best: Point, proof: Proof, bench: _Bench, groups: int, refusal: str) 
     else:
         once = "; it is not written twice" if "int8" in bench.recipe.precisions else ""
         said = [f"mixed: int8 holds all limits as it is, and nothing is left in float; {lost}{once}"]
-    if not refusal and proof is Proof.ESTIMATE and best.most_lost is not None:
+    if not refusal and not is_within(best, bench.recipe, Proof.BOUND):
         needed = rows_to_prove(limit / 100)
         if needed is None:
             least = "no number of rows does"
         elif rows < needed:
-            least = f"it takes {needed:,} at least"
+            least = f"it takes about {needed:,} where half as much is lost"
         else:
             least = "of what holds the other limits none is proven"
         said.append(

@@ -210,9 +210,9 @@ def loss_of(evidence: Evidence) -> float:
     return -math.inf if evidence.sqnr_db is None else -evidence.sqnr_db
 
 
-def in_words(point: Point, proof: Proof) -> str:
-    """What a point loses, with its bound where that counts."""
-    if point.most_lost is None or proof is Proof.ESTIMATE:
+def in_words(point: Point) -> str:
+    """What a point loses, with its bound where there is one."""
+    if point.most_lost is None:
         return estimate(point)
     return f"{estimate(point)}, at most {point.most_lost:.2f} (95 %)"
 
@@ -237,8 +237,8 @@ def _outcome(point: Point, reference: Point, taken: Point | None, recipe: Recipe
     if point is reference:
         return Outcome.PASSED, "what the others are measured against"
     if point is taken:
-        return Outcome.CHOSEN, f"{in_words(point, proof)}; the fewest layers in float that hold all limits"
+        return Outcome.CHOSEN, f"{in_words(point)}; the fewest layers in float that hold all limits"
     against = reasons_against(point, recipe, proof)
     if against:
         return Outcome.REFUSED, "; ".join(against)
-    return Outcome.PASSED, f"{in_words(point, proof)}; fewer layers in float do too"
+    return Outcome.PASSED, f"{in_words(point)}; fewer layers in float do too"

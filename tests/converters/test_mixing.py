@@ -69,7 +69,7 @@ def settings(wild):
         "name": "wild",
         "version": "1.0.0",
         "precisions": ("float", "int8", "mixed"),
-        "max_drop": 0.5,
+        "max_drop": 2.0,
     }
 
 
@@ -116,10 +116,10 @@ def test_the_region_that_int8_cannot_carry_is_left_in_float_in_both_formats(wild
     for form in ("onnx", "tflite"):
         variant = done.report.variant(f"{form}-mixed")
         assert variant.gate.passed
-        assert variant.drop.points <= 0.5
+        assert variant.drop.points <= 2
         assert (variant.audit.integer, variant.audit.total) == (3, 5)
         said = next(note for note in done.report.notes if note.startswith(f"{form}-int8 is not in the bundle"))
-        assert "points of accuracy where at most 0.5 are accepted" in said
+        assert "points of accuracy where at most 2 are accepted" in said
     assert done.report.reference_variant.endswith("mixed")
 
     trials = figures(done.report)
@@ -164,12 +164,12 @@ def test_int8_that_holds_all_limits_is_not_written_twice(onnx_source, calibratio
 
 @quiet_machine
 def test_too_few_rows_for_a_proof_are_named_and_the_estimate_decides(wild_onnx, settings, tmp_path):
-    few = {name: array[:600] for name, array in settings["evaluation"].items()}
+    few = {name: array[:200] for name, array in settings["evaluation"].items()}
     done = convert(wild_onnx, **{**settings, "evaluation": few}, formats=("onnx",), output=tmp_path / "bundle")
     assert done.report.variant("onnx-mixed").gate.passed
     (said,) = [note for note in done.report.notes if "NOT ENOUGH DATA" in note]
-    assert "the search has 300 rows, and it takes 598 at least" in said
-    assert "at most" not in figures(done.report)["onnx-mixed-1"].reason
+    assert "the search has 100 rows, and it takes about 600 where half as much is lost" in said
+    assert "at most 2.95 (95 %)" in figures(done.report)["onnx-mixed-1"].reason
 
 
 @quiet_machine
