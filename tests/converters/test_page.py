@@ -143,7 +143,8 @@ def test_every_picture_of_the_page_is_well_formed(everything, reference):
 
 def test_the_page_of_an_older_report_has_no_empty_sections(conversion, reference):
     variants = tuple(
-        msgspec.structs.replace(one, layers=(), sizes=None, latency_interval=None) for one in conversion.report.variants
+        msgspec.structs.replace(one, layers=(), tensors=(), sizes=None, latency_interval=None)
+        for one in conversion.report.variants
     )
     page = render_page(msgspec.structs.replace(conversion.report, variants=variants, advice=()), reference)
     for title in ("What to do next", "Where the bytes go", "What was tried", "Noise by layer", "Ranges of the"):
