@@ -172,11 +172,11 @@ def convert(
             searched, exam = _halves(exam) if "mixed" in recipe.precisions else (None, exam)
         with steps.step("answers of the source"):
             original = exam.ask(model.answer, batch=model.batch)
-            if not original.is_finite:
+            quiz = None if searched is None else Quiz(searched, searched.ask(model.answer, batch=model.batch))
+            if not original.is_finite or (quiz is not None and not quiz.original.is_finite):
                 raise ExportError(
                     f"{model.label}: answers NaN or Inf on the evaluation data, though its weights are numbers; a layer overflows"
                 )
-            quiz = None if searched is None else Quiz(searched, searched.ask(model.answer, batch=model.batch))
         artifacts, planned = _artifacts(rewritten, ranged, recipe, scratch, steps=steps, quiz=quiz)
         measured = measure(artifacts, exam, original, recipe=recipe, steps=steps, refusal=planned.refusal)
         kept = admitted(measured, recipe)
@@ -291,6 +291,11 @@ def _possible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
     if not formats:
         raise ExportError("; ".join(notes))
     recipe = replace(recipe, formats=formats)
+    if model.file is not None and model.file.is_quantized and "mixed" in recipe.precisions:
+        raise RecipeError(
+            f"precisions: mixed leaves layers in float, and those of {model.label} are quantised; give --requantize, or leave "
+            "mixed out"
+        )
     here = this_machine()
     timed = [f"onnx-{one}" for one in recipe.precisions if one != "float" and is_made("onnx", one)]
     if recipe.target is not here and "onnx" in recipe.formats and timed:
@@ -362,10 +367,11 @@ def _artifacts(
 
 def _left_out(measured: Sequence[Measurement], kept: Sequence[Measurement]) -> tuple[str, ...]:
     """A line for each variant that a mixed precision has replaced."""
+    shipped = {one.artifact.name for one in kept}
     return tuple(
         f"{one.artifact.name} is not in the bundle, mixed precision takes its place: {', and '.join(one.verdict.reasons)}"
         for one in replaced_int8(measured)
-        if one not in kept
+        if one.artifact.name not in shipped
     )
 
 

@@ -143,8 +143,8 @@ def admitted(measured: Sequence[Measurement], recipe: Recipe) -> list[Measuremen
     """
     wanted = [one for one in measured if one.artifact.label in recipe.precisions]
     if not recipe.force:
-        replaced = replaced_int8(wanted)
-        wanted = [one for one in wanted if one not in replaced]
+        replaced = {one.artifact.name for one in replaced_int8(wanted)}
+        wanted = [one for one in wanted if one.artifact.name not in replaced]
     refused = [one for one in wanted if not one.verdict.passed]
     if refused and not recipe.force:
         figures = "; ".join(f"{one.artifact.name}: {', and '.join(one.verdict.reasons)}" for one in refused)

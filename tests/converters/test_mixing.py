@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edgeops.errors import GateError, RecipeError
-from edgeops.manifest import Interval
+from edgeops.manifest import Interval, Scale
 from edgeops_converters import convert, evaluate, measurement, mixing, planned_files
 from edgeops_converters.exporters import EXPORTERS
 from edgeops_converters.plan import LayerPrecision, decode_plan
@@ -161,6 +161,13 @@ def test_int8_that_holds_all_limits_is_not_written_twice(onnx_source, calibratio
     assert [one.name for one in alone.bundle.manifest.variants] == ["onnx-mixed"]
     assert alone.bundle.file("model.mixed.onnx").read_bytes() == done.bundle.file("model.int8.onnx").read_bytes()
 
+    # There is nothing to leave in float in a file that is in integers.
+    given = alone.bundle.file("model.mixed.onnx")
+    with pytest.raises(RecipeError, match="quantised; give --requantize"):
+        convert(given, **plain, precisions=("mixed",), output=tmp_path / "again")
+    anew = convert(given, **plain, precisions=("mixed",), output=tmp_path / "again", requantize=True)
+    assert anew.report.variant("onnx-mixed").agreement > 0.98
+
 
 @quiet_machine
 def test_too_few_rows_for_a_proof_are_named_and_the_estimate_decides(wild_onnx, settings, tmp_path):
@@ -216,6 +223,21 @@ def test_the_search_never_sees_the_rows_of_the_test(wild_onnx, settings, tmp_pat
     # What the report says is what the file answers to just the others.
     score = evaluate(done.bundle, {name: array[tested] for name, array in evaluation.items()})["onnx-mixed"]
     assert score.accuracy == done.report.variant("onnx-mixed").accuracy
+
+
+@quiet_machine
+def test_bytes_come_in_as_they_are_where_layers_are_in_float(wild, settings, tmp_path):
+    data, evaluation = (
+        {"image": np.clip(np.round((given["image"] + 4) * 32), 0, 255).astype(np.uint8)}
+        for given in (settings["data"], settings["evaluation"])
+    )
+    given = {**settings, "data": data, "evaluation": evaluation, "formats": ("onnx",), "max_drop": 4.0}
+    done = convert(
+        wild, **given, preprocess=(Scale(tensor="image", factor=1 / 32, offset=-4.0),), output=tmp_path / "bundle"
+    )
+    assert done.report.variant("onnx-mixed").agreement > 0.96
+    assert figures(done.report)["onnx-mixed-1"].settings == "int8, with wide, narrow in float"
+    assert [spec.dtype for spec in done.bundle.manifest.inputs] == ["UINT8"]
 
 
 @quiet_machine
