@@ -225,6 +225,7 @@ def test_the_search_never_sees_the_rows_of_the_test(wild_onnx, settings, tmp_pat
     assert score.accuracy == done.report.variant("onnx-mixed").accuracy
 
 
+@pytest.mark.slow  # exports once more
 @quiet_machine
 def test_bytes_come_in_as_they_are_where_layers_are_in_float(wild, settings, tmp_path):
     data, evaluation = (
