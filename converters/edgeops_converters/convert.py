@@ -43,7 +43,7 @@ from edgeops_converters.samples import Samples, SampleSource, check_alike, read_
 from edgeops_converters.sources import Model, in_float, open_model
 from edgeops_converters.splits import split
 from edgeops_converters.steps import Steps
-from edgeops_converters.targets import parse_target, this_machine
+from edgeops_converters.targets import parse_target
 from edgeops_converters.weights import check_finite
 
 if TYPE_CHECKING:
@@ -296,10 +296,9 @@ def _possible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
             f"precisions: mixed leaves layers in float, and those of {model.label} are quantised; give --requantize, or leave "
             "mixed out"
         )
-    here = this_machine()
     timed = [f"onnx-{one}" for one in recipe.precisions if one != "float" and is_made("onnx", one)]
-    if recipe.target is not here and "onnx" in recipe.formats and timed:
-        away = f"the latency of {', '.join(timed)} here, on {here}, says nothing, and is not gated"
+    if not recipe.target.runs_here and "onnx" in recipe.formats and timed:
+        away = f"{', '.join(timed)} was asked in exact arithmetic here; its latency on this CPU says nothing, and is not gated"
         notes += (f"made for {recipe.target}: {away}",)
     missing = [f"{form}-{one}" for one in recipe.precisions for form in recipe.formats if not is_made(form, one)]
     return recipe, (*notes, *(f"{one} is not made: no engine for that format has it" for one in missing))

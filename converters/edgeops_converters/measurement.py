@@ -15,8 +15,8 @@ from edgeops_converters.exam import Answers, Exam
 from edgeops_converters.gate import Evidence, Purpose, Verdict, is_slower, judge
 from edgeops_converters.layer_noise import LayerReport, layer_noise
 from edgeops_converters.recipe import Recipe
+from edgeops_converters.sessions import Session
 from edgeops_converters.steps import Steps
-from edgeops_converters.targets import this_machine
 from edgeops_converters.timing import interleaved_latencies
 
 _THREADS = 2
@@ -96,7 +96,7 @@ def measure(
     answers = {}
     for artifact in artifacts:
         with steps.step(f"evaluate {artifact.name}"):
-            answers[artifact.name] = exam.ask(artifact.open(threads=_THREADS).run, batch=artifact.batch)
+            answers[artifact.name] = exam.ask(open_as_there(artifact, recipe).run, batch=artifact.batch)
     with steps.step("kernel audit"):
         audits = {one.name: audit(one) for one in artifacts if _is_audited(one) and is_for_here(one, recipe)}
     with steps.step("noise by layer"):
@@ -211,8 +211,18 @@ def _layers(one: Artifact, artifacts: Sequence[Artifact], inputs: Tensors) -> tu
 
 
 def is_for_here(artifact: Artifact, recipe: Recipe) -> bool:
-    """Whether this machine can tell: ONNX for another CPU has the other's activations; a .tflite serves all."""
-    return recipe.target is this_machine() or artifact.format == "tflite"
+    """Whether this machine can tell: ONNX for another CPU runs on other kernels there; a .tflite serves all."""
+    return recipe.target.runs_here or artifact.format == "tflite"
+
+
+def open_as_there(artifact: Artifact, recipe: Recipe) -> Session:
+    """Load a file to ask it: an int8 one for other CPUs in exact arithmetic, since this machine's kernels may saturate.
+
+    Raises:
+        EngineError: The engine refuses the file.
+    """
+    is_away = artifact.precision != "float32" and not is_for_here(artifact, recipe)
+    return artifact.open(threads=_THREADS, is_plain=is_away)
 
 
 def steady_latencies(

@@ -19,7 +19,7 @@ from edgeops_converters.bounds import CONFIDENCE, rows_to_prove
 from edgeops_converters.correction import BiasCorrection
 from edgeops_converters.exam import Answers, Exam
 from edgeops_converters.gate import Evidence, is_faithful
-from edgeops_converters.measurement import is_for_here, latencies, steady_latencies
+from edgeops_converters.measurement import is_for_here, latencies, open_as_there, steady_latencies
 from edgeops_converters.plan import QuantPlan
 from edgeops_converters.quantization import Subject, carry_out
 from edgeops_converters.quantizers.entry import fuse_entry
@@ -178,7 +178,7 @@ class _Bench:
     def weigh(self, file: Artifact, quiz: Quiz, *, depth: int, settings: str) -> Point:
         """Ask a file; its latency is another matter."""
         exam, original = quiz.exam, quiz.original
-        answers = exam.ask(file.open(threads=_THREADS).run, batch=file.batch)
+        answers = exam.ask(open_as_there(file, self.recipe).run, batch=file.batch)
         drop, agreement = exam.drop(original, answers), exam.agreement(original, answers)
         is_audited = self.recipe.min_int8 > 0 and self.is_timed and file is not self.reference
         evidence = Evidence(

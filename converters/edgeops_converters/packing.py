@@ -10,7 +10,7 @@ import msgspec
 from edgeops.bundle import Bundle, write_bundle
 from edgeops.errors import EngineError
 from edgeops.files import digest_file
-from edgeops.manifest import FileEntry, Manifest, Measured, Operator, Variant
+from edgeops.manifest import FileEntry, Manifest, Measured, Operator, Requires, Variant
 from edgeops.processing import Tensors
 from edgeops.signals import Reference, encode_reference
 from edgeops.signing import SigningKey
@@ -27,6 +27,7 @@ from edgeops_converters.samples import Samples
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sizes import break_down
 from edgeops_converters.sources import Model
+from edgeops_converters.targets import Target
 from edgeops_converters.tensor_report import TensorReport
 
 _KERNEL_ROWS = 64
@@ -144,7 +145,7 @@ def pack(
         preprocess=recipe.preprocess,
         postprocess=recipe.postprocess,
         labels=recipe.labels,
-        variants=tuple(_variant(one, report.variant(one.artifact.name)) for one in kept),
+        variants=tuple(_variant(one, report.variant(one.artifact.name), recipe.target) for one in kept),
         files={
             name: FileEntry(digest=digest_file(file), size_bytes=file.stat().st_size) for name, file in files.items()
         },
@@ -184,8 +185,9 @@ def _caller_output(spec: TensorSpec, postprocess: Sequence[Operator]) -> TensorS
     )
 
 
-def _variant(one: Measurement, report: VariantReport) -> Variant:
+def _variant(one: Measurement, report: VariantReport, target: Target) -> Variant:
     artifact = one.artifact
+    is_planned = artifact.format == "onnx" and artifact.precision in {"int8", "mixed"}
     return Variant(
         name=artifact.name,
         file=artifact.file,
@@ -196,5 +198,6 @@ def _variant(one: Measurement, report: VariantReport) -> Variant:
         inputs=dict(artifact.inputs),
         outputs=dict(artifact.outputs),
         tolerance=report.tolerance,
+        requires=Requires(cpu=target.cpu_flags if is_planned else ()),
         measured=Measured(latency_ms=report.latency_ms, accuracy=report.accuracy, agreement=report.agreement),
     )

@@ -97,7 +97,7 @@ class Recipe:
             "requantize": self.requantize,
             "target": str(self.target),
             "input_layout": str(self.input_layout),
-            "activations": "uint8" if self.target is Target.X86 else "int8",
+            "activations": "int8" if self.target.is_signed else "uint8",
             "stratum_attribute": self.stratum_attribute,
             "force": self.force,
             "preprocess": msgspec.to_builtins(list(self.preprocess)),

@@ -135,7 +135,7 @@ def test_no_pair_of_weights_of_a_convolution_on_one_channel_saturates(onnx_sourc
 def test_a_region_in_float_is_in_float_and_nearer_to_float(form, made, sources, rows, tmp_path):
     planned, subjects, files = made
     region = planned.plan.layers["expand"].region
-    plan = planned.plan.with_float(frozenset({region}), why="asked")
+    plan = planned.plan.with_float({region: "asked"})
     mixed = carry_out(plan, subjects[form], tmp_path / "mixed", cpu=Target.X86, precision="mixed")
     assert {name for name, one in plan.layers.items() if one.precision is LayerPrecision.FLOAT} == {
         "expand", "depthwise", "project"
@@ -199,3 +199,12 @@ def test_a_plan_comes_back_from_its_file_and_a_damaged_one_is_refused(made):
         with pytest.raises(ManifestError, match=r"plan\.json"):
             decode_plan(broken)
     assert msgspec.json.decode(data)["schema"] == 1
+
+
+@pytest.mark.parametrize("target", Target)
+def test_a_file_for_any_cpu_is_near_to_float_as_that_cpu_computes(target, sources, rows, tmp_path):
+    planned, subjects = plan_for([sources["onnx"]], rows, target=target)
+    file = carry_out(planned.plan, subjects["onnx"], tmp_path / "int8.onnx", cpu=target)
+    expected = run_rows(sources["onnx"].open().run, rows, batch=None)
+    given = run_rows(file.open(is_plain=not target.runs_here).run, rows, batch=None)
+    assert sqnr_db(expected, given) > 28

@@ -104,14 +104,20 @@ class OnnxQuantizer:
             model = _quantized(graph.model, ranges, left_out, target)
         except Exception as error:  # onnxruntime's quantiser raises plain exceptions of many kinds
             raise RecipeError(f"{graph.source.file}: onnxruntime cannot quantise it: {error}") from error
-        return OnnxIntegers(model, graph)
+        return OnnxIntegers(model, graph, is_exact=not target.runs_here)
 
 
 class OnnxIntegers:
-    """A QDQ model in memory; see :class:`edgeops_converters.quantizers.Integers`."""
+    """A QDQ model in memory; see :class:`edgeops_converters.quantizers.Integers`.
 
-    def __init__(self, model: Any, graph: OnnxGraph) -> None:  # noqa: ANN401 - onnx has no types
-        self._model, self._graph = model, graph
+    Args:
+        model: As the library wrote it.
+        graph: The float model that it was made of.
+        is_exact: Whether to run rows in exact arithmetic rather than on this CPU's kernels, because it is made for others.
+    """
+
+    def __init__(self, model: Any, graph: OnnxGraph, *, is_exact: bool) -> None:  # noqa: ANN401 - onnx has no types
+        self._model, self._graph, self._is_exact = model, graph, is_exact
         found = read_integer_layers(model.graph)
         self._layers = {layer.node: found[layer.node] for layer in graph.layers if layer.node in found}
 
@@ -147,7 +153,7 @@ class OnnxIntegers:
     def mean_inputs(self, nodes: Sequence[str], rows: Tensors) -> dict[str, FloatArray]:
         """See :class:`edgeops_converters.quantizers.Integers`."""
         names, means = {self._layers[node].input.tensor for node in nodes}, Means()
-        for values in stream(prefix(self._model, names), self._graph.source, rows):
+        for values in stream(prefix(self._model, names), self._graph.source, rows, is_plain=self._is_exact):
             for name in names:
                 means.add(name, values[name])
         codes = {node: self._layers[node].input for node in nodes}
@@ -156,7 +162,7 @@ class OnnxIntegers:
     def noise(self, expected: Tensors, rows: Tensors) -> float:
         """See :class:`edgeops_converters.quantizers.Integers`."""
         answered: dict[str, list[NDArray[Any]]] = {wire: [] for wire in expected}
-        for values in stream(self._model, self._graph.source, rows):
+        for values in stream(self._model, self._graph.source, rows, is_plain=self._is_exact):
             for wire, parts in answered.items():
                 parts.append(values[wire])
         return mean_squared_error(expected, {wire: np.concatenate(parts) for wire, parts in answered.items()})
