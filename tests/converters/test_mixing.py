@@ -126,7 +126,7 @@ def test_the_region_that_int8_cannot_carry_is_left_in_float_in_both_formats(wild
     assert trials["onnx-int8"].outcome is Outcome.REFUSED
     assert trials["onnx-mixed-1"].outcome is Outcome.CHOSEN
     assert trials["onnx-mixed-1"].settings == "int8, with wide, narrow in float"
-    assert trials["onnx-mixed-1"].is_pareto
+    assert trials["onnx-int8"].is_pareto  # nothing is faster
     assert "at most 0.43 (95 %)" in trials["onnx-mixed-1"].reason
     assert "sensitivity, place 1" in trials["onnx-probe-1"].reason
     assert len([one for one in trials.values() if one.is_probe]) == len(plan.regions) == 4
