@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeops_converters.sessions import SESSIONS, Session
+from edgeops_converters.targets import Target
 
 ENGINES: dict[str, dict[str, str]] = {
     "onnx": {"onnxruntime": "1.18"},
@@ -24,6 +25,8 @@ class Artifact:
         batch: The number of rows it takes at once; ``None`` when any.
         inputs: Manifest name → the file's tensor name; likewise ``outputs``.
         notes: What a person should know, for example why the batch is fixed.
+        target: The CPUs that it is made for; ``None`` when it is the same for all.
+        qualifier: Tells it from another file of its format and precision; empty where there is only one.
     """
 
     path: Path
@@ -33,6 +36,8 @@ class Artifact:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    target: Target | None = None
+    qualifier: str = ""
 
     @property
     def label(self) -> str:
@@ -42,12 +47,12 @@ class Artifact:
     @property
     def name(self) -> str:
         """The variant's name in the bundle, for example ``onnx-int8``."""
-        return f"{self.format}-{self.label}"
+        return "-".join(filter(None, (self.format, self.label, self.qualifier)))
 
     @property
     def file(self) -> str:
         """The name of its file in the bundle, for example ``model.int8.onnx``."""
-        return f"model.{self.label}.{self.format}"
+        return ".".join(filter(None, ("model", self.label, self.qualifier, self.format)))
 
     @property
     def size_bytes(self) -> int:

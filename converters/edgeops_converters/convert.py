@@ -43,7 +43,7 @@ from edgeops_converters.samples import Samples, SampleSource, check_alike, read_
 from edgeops_converters.sources import Model, in_float, open_model
 from edgeops_converters.splits import split
 from edgeops_converters.steps import Steps
-from edgeops_converters.targets import parse_target
+from edgeops_converters.targets import parse_targets
 from edgeops_converters.weights import check_finite
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def convert(
         formats: Of ``onnx``, ``tflite``.
         precisions: Of ``float``, ``int8``, ``mixed``, ``float16``, ``dynamic``, ``int8-weights``, ``int4-weights``, ``int16``.
         max_drop: Largest accepted loss of accuracy against the source, in percentage points.
-        target: ``x86`` or ``arm``; this machine when ``None``.
+        target: ``x86``, ``x86-vnni`` or ``arm``, or several with commas; this machine when ``None``. The first is searched, and
+            carried out in every format; for each other there is one more int8 file for onnxruntime.
         input_layout: In which callers give images, and the data has them: ``nchw`` as the model takes them, or ``nhwc``.
         labels: Class names by index.
         preprocess: Operators from the caller's inputs to the model's.
@@ -130,11 +131,13 @@ def convert(
         TransientError: The disk is full, or the directory cannot be written.
         MissingExtraError: A library of the ``convert`` extra is not installed.
     """
+    targets = parse_targets(target)
     recipe = Recipe(
         formats=tuple(formats),
         precisions=tuple(precisions),
         max_drop=max_drop,
-        target=parse_target(target),
+        target=targets[0],
+        also=tuple(targets[1:]),
         input_layout=parse_layout(input_layout),
         preprocess=tuple(preprocess),
         postprocess=tuple(postprocess),
@@ -190,7 +193,7 @@ def convert(
             name=name,
             version=version,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            target=str(recipe.target),
+            target=", ".join((recipe.target, *recipe.also)),
             cpu=cpu_name(),
             max_drop=max_drop,
             calibration_rows=calibration.rows,
@@ -297,9 +300,16 @@ def _possible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
             "mixed out"
         )
     timed = [f"onnx-{one}" for one in recipe.precisions if one != "float" and is_made("onnx", one)]
-    if not recipe.target.runs_here and "onnx" in recipe.formats and timed:
-        away = f"{', '.join(timed)} was asked in exact arithmetic here; its latency on this CPU says nothing, and is not gated"
-        notes += (f"made for {recipe.target}: {away}",)
+    if recipe.also and not {"onnx", "int8"} <= {*recipe.formats, *recipe.precisions}:
+        raise RecipeError(
+            f"target: {', '.join(recipe.also)} needs the format onnx and the precision int8; the others serve all CPUs"
+        )
+    for target in (recipe.target, *recipe.also):
+        if not target.runs_here and "onnx" in recipe.formats and timed:
+            away = "is asked in exact arithmetic here; its latency on this CPU says nothing, and is not gated"
+            notes += (
+                f"made for {target}: {', '.join(timed) if target is recipe.target else f'onnx-int8-{target}'} {away}",
+            )
     missing = [f"{form}-{one}" for one in recipe.precisions for form in recipe.formats if not is_made(form, one)]
     return recipe, (*notes, *(f"{one} is not made: no engine for that format has it" for one in missing))
 

@@ -152,7 +152,12 @@ def admitted(measured: Sequence[Measurement], recipe: Recipe) -> list[Measuremen
             f"{figures}. Nothing was written. Give more or better calibration data, leave the variant out "
             "(--formats, --precisions), accept more (--max-drop), or take it as it is (--force)"
         )
-    return sorted(wanted, key=lambda one: (one.rank, one.latency_ms))
+    # A device takes the first that it can run, so that what asks for more of the CPU comes first.
+    return sorted(wanted, key=lambda one: (one.rank, -len(_asked_of_cpu(one.artifact)), one.latency_ms))
+
+
+def _asked_of_cpu(artifact: Artifact) -> tuple[str, ...]:
+    return artifact.target.cpu_flags if artifact.target is not None else ()
 
 
 def replaced_int8(measured: Sequence[Measurement]) -> list[Measurement]:
@@ -212,7 +217,7 @@ def _layers(one: Artifact, artifacts: Sequence[Artifact], inputs: Tensors) -> tu
 
 def is_for_here(artifact: Artifact, recipe: Recipe) -> bool:
     """Whether this machine can tell: ONNX for another CPU runs on other kernels there; a .tflite serves all."""
-    return recipe.target.runs_here or artifact.format == "tflite"
+    return (artifact.target or recipe.target).runs_here or artifact.format == "tflite"
 
 
 def open_as_there(artifact: Artifact, recipe: Recipe) -> Session:

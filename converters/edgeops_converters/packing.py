@@ -27,7 +27,6 @@ from edgeops_converters.samples import Samples
 from edgeops_converters.sessions import run_rows
 from edgeops_converters.sizes import break_down
 from edgeops_converters.sources import Model
-from edgeops_converters.targets import Target
 from edgeops_converters.tensor_report import TensorReport
 
 _KERNEL_ROWS = 64
@@ -145,7 +144,7 @@ def pack(
         preprocess=recipe.preprocess,
         postprocess=recipe.postprocess,
         labels=recipe.labels,
-        variants=tuple(_variant(one, report.variant(one.artifact.name), recipe.target) for one in kept),
+        variants=tuple(_variant(one, report.variant(one.artifact.name), is_alone=not recipe.also) for one in kept),
         files={
             name: FileEntry(digest=digest_file(file), size_bytes=file.stat().st_size) for name, file in files.items()
         },
@@ -185,9 +184,10 @@ def _caller_output(spec: TensorSpec, postprocess: Sequence[Operator]) -> TensorS
     )
 
 
-def _variant(one: Measurement, report: VariantReport, target: Target) -> Variant:
+def _variant(one: Measurement, report: VariantReport, *, is_alone: bool) -> Variant:
     artifact = one.artifact
-    is_planned = artifact.format == "onnx" and artifact.precision in {"int8", "mixed"}
+    target = artifact.target
+    flags = () if target is None else target.cpu_flags if is_alone else target.family_flags
     return Variant(
         name=artifact.name,
         file=artifact.file,
@@ -198,6 +198,6 @@ def _variant(one: Measurement, report: VariantReport, target: Target) -> Variant
         inputs=dict(artifact.inputs),
         outputs=dict(artifact.outputs),
         tolerance=report.tolerance,
-        requires=Requires(cpu=target.cpu_flags if is_planned else ()),
+        requires=Requires(cpu=flags),
         measured=Measured(latency_ms=report.latency_ms, accuracy=report.accuracy, agreement=report.agreement),
     )

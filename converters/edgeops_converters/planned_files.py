@@ -4,7 +4,7 @@ The plan is made in :mod:`edgeops_converters.planning`, searched in :mod:`edgeop
 :mod:`edgeops_converters.quantization`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from edgeops_converters.plan import QuantPlan
 from edgeops_converters.planning import Planned
 from edgeops_converters.quantization import Subject, carry_out, float_nodes, plan_for
 from edgeops_converters.quantizers.entry import entry_ranges, fuse_entry
+from edgeops_converters.ranges import Range
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.steps import Steps
+from edgeops_converters.targets import Target
 from edgeops_converters.tensor_report import TensorReport, summarize
 from edgeops_converters.trials import Trial
 
@@ -87,11 +89,15 @@ def make_planned(
             fuse_entry(made)
             return made
 
+    def write_others() -> list[Artifact]:
+        onnx = [one for one in bases if one.format == "onnx"]
+        return [_write_for(cpu, onnx[0], calibration, pinned["onnx"], scratch, steps=steps) for cpu in recipe.also]
+
     lead, *others = (one.format for one in bases)
     first = write(planned.plan, lead, "int8")
     subject = subjects[lead]
     if quiz is None:
-        made = [first, *(write(planned.plan, form, "int8") for form in others)]
+        made = [first, *(write(planned.plan, form, "int8") for form in others), *write_others()]
         return PlannedFiles(tuple(made), planned.plan, {first.name: _ranges(planned, planned.plan, subject)})
 
     mix = search(planned.plan, subject, first, reference, quiz=quiz, recipe=recipe, scratch=scratch, steps=steps)
@@ -105,7 +111,19 @@ def make_planned(
         for form in (lead, *others)
     ]
     tensors = {ready[precision].name: _ranges(planned, plan, subject) for precision, plan in wanted.items()}
+    made += write_others()
     return PlannedFiles(tuple(made), mix.plan, tensors, mix.trials, mix.notes, mix.refusal)
+
+
+def _write_for(
+    cpu: Target, base: Artifact, calibration: Tensors, pinned: Mapping[str, Range], scratch: Path, *, steps: Steps
+) -> Artifact:
+    """One more int8 file for onnxruntime, for other CPUs."""
+    with steps.step(f"quantise onnx for {cpu}"):
+        planned, subjects = plan_for([base], calibration, target=cpu, pinned={"onnx": pinned})
+        made = carry_out(planned.plan, subjects["onnx"], scratch / f"model.int8.{cpu}.onnx", cpu=cpu)
+        fuse_entry(made)
+        return replace(made, qualifier=str(cpu))
 
 
 def _ranges(planned: Planned, plan: QuantPlan, subject: Subject) -> tuple[TensorReport, ...]:

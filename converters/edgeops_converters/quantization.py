@@ -146,7 +146,8 @@ def carry_out(
     integers = subject.quantizer.write(subject.graph, subject.ranges, left_out=left_out, target=cpu)
     integers.set_weights({node: grid for node, grid in subject.grids.items() if node in integers.nodes})
     _correct(integers, subject, correction)
-    return integers.save(target, precision=precision)
+    made = integers.save(target, precision=precision)
+    return replace(made, target=cpu) if made.format == "onnx" else made
 
 
 def float_nodes(plan: QuantPlan, subject: Subject) -> frozenset[str]:

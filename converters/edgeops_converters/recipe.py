@@ -32,6 +32,7 @@ class Recipe:
         precisions: Of :data:`edgeops_converters.compressors.PRECISIONS`.
         max_drop: Largest accepted loss against the source, in percentage points.
         target: The CPUs that it is made for.
+        also: Others, for which there is one more int8 file for onnxruntime each.
         input_layout: In which callers give images.
         preprocess: From the caller's inputs to the model's; ``postprocess`` likewise for outputs.
         labels: Class names by index.
@@ -47,6 +48,7 @@ class Recipe:
     precisions: tuple[str, ...]
     max_drop: float
     target: Target
+    also: tuple[Target, ...] = ()
     input_layout: Layout = Layout.NCHW
     preprocess: tuple[Operator, ...] = ()
     postprocess: tuple[Operator, ...] = ()
@@ -95,7 +97,7 @@ class Recipe:
             "precisions": list(self.precisions),
             **self.limits,
             "requantize": self.requantize,
-            "target": str(self.target),
+            "target": ",".join((self.target, *self.also)),
             "input_layout": str(self.input_layout),
             "activations": "int8" if self.target.is_signed else "uint8",
             "stratum_attribute": self.stratum_attribute,

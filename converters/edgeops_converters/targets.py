@@ -34,6 +34,11 @@ class Target(StrEnum):
         return ("avx512_vnni",) if self is Target.X86_VNNI else ()
 
     @property
+    def family_flags(self) -> tuple[str, ...]:
+        """What tells its CPUs from those of other targets, where a bundle has a file for each."""
+        return self.cpu_flags or (("asimd",) if self is Target.ARM else ("sse2",))
+
+    @property
     def runs_here(self) -> bool:
         """Whether this machine runs what is made for the target as its CPUs do."""
         if this_machine() is Target.ARM or self is Target.ARM:
@@ -46,16 +51,21 @@ def this_machine() -> Target:
     return Target.ARM if platform.machine().lower().startswith(("arm", "aarch")) else Target.X86
 
 
-def parse_target(text: str | None) -> Target:
-    """Read a target; ``None`` means this machine.
+def parse_targets(text: str | None) -> tuple[Target, ...]:
+    """Read targets, separated by commas; ``None`` means this machine.
+
+    >>> parse_targets("x86,arm")
+    (<Target.X86: 'x86'>, <Target.ARM: 'arm'>)
 
     Raises:
-        RecipeError: It is none of them.
+        RecipeError: One is unknown, or comes twice.
     """
-    try:
-        return this_machine() if text is None else Target(text)
-    except ValueError as error:
-        raise RecipeError(f"target {text!r}: expected one of {', '.join(Target)}") from error
+    if text is None:
+        return (this_machine(),)
+    names = [name.strip() for name in text.split(",")]
+    if len(set(names)) != len(names) or not set(names) <= set(Target):
+        raise RecipeError(f"target {text!r}: expected one or more of {', '.join(Target)}, separated by commas")
+    return tuple(Target(name) for name in names)
 
 
 def _flags() -> frozenset[str]:

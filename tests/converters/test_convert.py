@@ -282,7 +282,7 @@ def test_a_refused_variant_can_be_forced_and_the_report_and_lineage_say_so(onnx_
         ({"version": "1.0"}, ManifestError, "major.minor.patch"),
         ({"formats": ("coreml",)}, RecipeError, "formats.*onnx, tflite.*coreml"),
         ({"precisions": ()}, RecipeError, "precisions.*float, int8"),
-        ({"target": "mips"}, RecipeError, "target 'mips': expected one of x86, x86-vnni, arm"),
+        ({"target": "mips"}, RecipeError, "target 'mips': expected one or more of x86, x86-vnni, arm"),
         ({"max_drop": -1}, RecipeError, "max_drop"),
         ({"max_latency_ms": 0.0}, RecipeError, "max_latency_ms: expected more than 0 milliseconds, got 0"),
         ({"max_latency_ms": float("nan")}, RecipeError, "max_latency_ms: expected more than 0 milliseconds, got nan"),
@@ -369,3 +369,37 @@ def test_a_precision_that_one_format_lacks_is_made_for_the_other_and_said(networ
         "tflite-int16": {"litert": "1.3"},
     }
     assert "onnx-int16 is not made: no engine for that format has it" in done.report.notes
+
+
+def test_several_targets_give_a_file_each_that_only_their_cpus_take(onnx_source, calibration, evaluation, tmp_path):
+    done = convert(
+        onnx_source,
+        data=calibration,
+        evaluation=evaluation,
+        name="quarters",
+        version="1.0.0",
+        output=tmp_path / "bundle",
+        target="x86,x86-vnni,arm",
+        formats=("onnx",),
+        force=True,  # a busy machine is not what this test is about
+    )
+    asked = {variant.name: variant.requires.cpu for variant in done.bundle.manifest.variants}
+    assert asked == {
+        "onnx-int8-x86-vnni": ("avx512_vnni",),
+        "onnx-int8": ("sse2",),
+        "onnx-int8-arm": ("asimd",),
+        "onnx-float": (),
+    }
+    assert next(iter(asked)) == "onnx-int8-x86-vnni", "what asks for more comes first, since a device takes the first"
+    assert done.report.variant("onnx-int8-arm").drop.points <= 0.5
+    with pytest.raises(RecipeError, match="onnx and the precision int8"):
+        convert(
+            onnx_source,
+            data=calibration,
+            evaluation=evaluation,
+            name="quarters",
+            version="1.0.1",
+            output=tmp_path / "other",
+            target="x86,arm",
+            precisions=("float",),
+        )

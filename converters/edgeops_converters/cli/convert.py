@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from edgeops.errors import ConfigError
+from edgeops.errors import ConfigError, RecipeError
 from edgeops.files import DIGEST_PATTERN
 from edgeops.manifest import Interval, Operator
 from edgeops.signing import SigningKey
@@ -19,7 +19,7 @@ from edgeops_converters.cli.scratch import scratch
 from edgeops_converters.convert import Conversion, convert
 from edgeops_converters.extras import load
 from edgeops_converters.report import VariantReport, encode_report
-from edgeops_converters.targets import Target
+from edgeops_converters.targets import parse_targets
 
 
 class _Processing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +41,16 @@ def _digest(_context: click.Context, parameter: click.Parameter, value: str | No
 
 
 _NAME_WIDTH = 14
+
+
+def _targets(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        parse_targets(value)
+    except RecipeError as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+    return value
+
+
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -77,8 +87,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--max-bytes", type=int, metavar="BYTES", help="Largest file of a compressed variant.")
 @click.option(
     "--target",
-    type=click.Choice([str(target) for target in Target]),
-    help="CPUs that it is made for; this machine's by default.",
+    callback=_targets,
+    help="CPUs that it is made for: x86, x86-vnni, arm, or several with commas; this machine's by default.",
 )
 @click.option(
     "--input-layout",

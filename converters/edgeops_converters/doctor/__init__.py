@@ -25,7 +25,7 @@ from edgeops_converters.failures import explain
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.samples import SampleSource, read_calibration
 from edgeops_converters.sources import Model, open_model
-from edgeops_converters.targets import parse_target
+from edgeops_converters.targets import parse_targets
 from edgeops_converters.weights import named_weights
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def examine(
         ExportError: There is no such model, or it fails on the rows.
         MissingExtraError: A library of the ``convert`` extra is not installed.
     """
-    recipe = Recipe(tuple(formats), ("int8",), max_drop=0.5, target=parse_target(target))
+    recipe = Recipe(tuple(formats), ("int8",), max_drop=0.5, target=parse_targets(target)[0])
     tell = on_step or (lambda _step: None)
     tell("open the source")
     if data is not None:
