@@ -8,6 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from edgeops_converters.exporters import EXPORTERS
+from edgeops_converters.quantization import carry_out, plan_for
+from edgeops_converters.rewrites import rewrite
+from edgeops_converters.sources import open_model
+from edgeops_converters.targets import this_machine
 from edgeops_demo.images import load_dataset
 
 _BATCH = 64
@@ -50,3 +55,39 @@ def step(fashion):
         return functional.cross_entropy(module(images[places]), labels[places])
 
     return one
+
+
+@pytest.fixture(scope="session")
+def trained(nets, step):
+    """A network by name, trained for so many steps."""
+
+    def train(name, steps):
+        torch.manual_seed(0)
+        module = getattr(nets, name)().train()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for index in range(steps):
+            optimizer.zero_grad()
+            step(module, index).backward()
+            optimizer.step()
+            schedule.step()
+        return module.eval()
+
+    return train
+
+
+@pytest.fixture
+def integers(tmp_path):
+    """Int8 files of a module as the converter makes them: format → artifact."""
+
+    def make(module, rows, forms):
+        few = {name: array[:4] for name, array in rows.items()}
+        model = rewrite(open_model(module, few), few).integers
+        files = [EXPORTERS[form].export(model, few, tmp_path / f"float.{form}") for form in forms]
+        planned, subjects = plan_for(files, rows, target=this_machine())
+        return {
+            form: carry_out(planned.plan, subject, tmp_path / f"int8.{form}", cpu=this_machine())
+            for form, subject in subjects.items()
+        }
+
+    return make

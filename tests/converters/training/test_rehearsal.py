@@ -1,4 +1,4 @@
-"""The rehearsal answers through rounding at the right places, and leaves nothing behind. Whether it pays is not tested."""
+"""The rehearsal answers through rounding at the right places, as the converter's files do, and leaves nothing behind."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from edgeops.errors import RecipeError
+from edgeops_converters.fidelity import sqnr_db
 from edgeops_converters.ranges import Range
+from edgeops_converters.sessions import run_rows
 from edgeops_converters.training.rehearsal import Rehearsal, rounded, rounded_weight
 from edgeops_converters.training.tracing import trace
 
@@ -55,6 +57,23 @@ def test_the_graph_with_norms_folded_answers_as_the_module_and_rounding_changes_
         assert 1e-7 < noise < 1e-2
         assert torch.equal(module(image), expected), "the rounding stays"
     assert "forward" not in module.__dict__
+
+
+@pytest.mark.parametrize(("name", "forms"), [("Residual", ["onnx"]), ("Excited", ["onnx", "tflite"])])
+def test_the_rehearsal_is_as_far_from_float_as_the_converters_files_are(name, forms, trained, fashion, integers):
+    module, ((images, _), (held_out, _)) = trained(name, 40), fashion
+    rows, exam = {"image": images[:128].numpy()}, held_out[:256]
+    rehearsal = rehearsal_of(module, rows)
+    rehearsal.calibrate(rows)
+    with torch.no_grad():
+        expected = {"output": module(exam).numpy()}
+        with rehearsal.on_stage():
+            rehearsed = sqnr_db(expected, {"output": module(exam).numpy()})
+    real = {
+        form: sqnr_db(expected, run_rows(file.open().run, {"image": exam.numpy()}, batch=file.batch))
+        for form, file in integers(module, rows, forms).items()
+    }
+    assert real == pytest.approx(dict.fromkeys(real, rehearsed), abs=3)
 
 
 def test_values_are_rounded_behind_the_rectifier_and_not_between_a_layer_and_its_norm(nets, rows):
