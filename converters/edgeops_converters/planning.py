@@ -156,8 +156,9 @@ def round_layers(
             # Quantising what comes in adds noise of this power to every value.
             seen[layer.node].moments + np.eye(seen[layer.node].moments.shape[-1]) * step**2 / 12,
             floor=np.abs(held.bias) / (step * _BIAS_CODES),
-            # Depthwise kernels multiply in 32 bits on every CPU; one group that reads one channel does not run in them.
-            is_paired=target.saturates and (held.weights.shape[1] > 1 or layer.geometry.groups == 1),
+            # Depthwise kernels multiply in 32 bits on every CPU. One group that reads one channel does not run in them, nor do
+            # groups that give several channels each.
+            is_paired=target.saturates and not 1 < layer.geometry.groups == len(held.weights),
         )
     return grids
 
