@@ -43,7 +43,7 @@ from edgeops_converters.samples import Samples, SampleSource, check_alike, read_
 from edgeops_converters.sources import Model, in_float, open_model
 from edgeops_converters.splits import split
 from edgeops_converters.steps import Steps
-from edgeops_converters.targets import parse_targets
+from edgeops_converters.targets import has_dot_product, parse_targets
 from edgeops_converters.weights import check_finite
 
 if TYPE_CHECKING:
@@ -310,6 +310,9 @@ def _possible(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
             notes += (
                 f"made for {target}: {', '.join(timed) if target is recipe.target else f'onnx-int8-{target}'} {away}",
             )
+    told = [f"tflite-{one}" for one in recipe.precisions if one in {"int8", "mixed", "dynamic"}]
+    if "tflite" in recipe.formats and told and not has_dot_product():
+        notes += (f"this CPU has no 8-bit dot product: the latency of {', '.join(told)} is told, and not gated",)
     missing = [f"{form}-{one}" for one in recipe.precisions for form in recipe.formats if not is_made(form, one)]
     return recipe, (*notes, *(f"{one} is not made: no engine for that format has it" for one in missing))
 

@@ -17,6 +17,7 @@ from edgeops_converters.layer_noise import LayerReport, layer_noise
 from edgeops_converters.recipe import Recipe
 from edgeops_converters.sessions import Session
 from edgeops_converters.steps import Steps
+from edgeops_converters.targets import has_dot_product
 from edgeops_converters.timing import interleaved_latencies
 
 _THREADS = 2
@@ -186,7 +187,7 @@ def _verdict(
         return Verdict(passed=True)
     drop, agreement = exam.drop(original, answers), exam.agreement(original, answers)
     evidence = Evidence(
-        latency_ms=latency[artifact.name].value if is_for_here(artifact, recipe) else None,
+        latency_ms=latency[artifact.name].value if is_telling(artifact, recipe) else None,
         float_latency_ms=latency[_float_name(artifact)].value,
         drop_points=drop.points if drop is not None else None,
         disagreement_points=100 * (1 - agreement) if agreement is not None else None,
@@ -218,6 +219,15 @@ def _layers(one: Artifact, artifacts: Sequence[Artifact], inputs: Tensors) -> tu
 def is_for_here(artifact: Artifact, recipe: Recipe) -> bool:
     """Whether this machine can tell: ONNX for another CPU runs on other kernels there; a .tflite serves all."""
     return (artifact.target or recipe.target).runs_here or artifact.format == "tflite"
+
+
+def is_telling(artifact: Artifact, recipe: Recipe) -> bool:
+    """Whether its latency here says whether it is faster on a device.
+
+    Without an eight-bit dot product XNNPACK's integer kernels are no faster than its float ones, whatever the file.
+    """
+    is_generic = artifact.format == "tflite" and artifact.precision in {"int8", "mixed", "dynamic"}
+    return is_for_here(artifact, recipe) and (has_dot_product() or not is_generic)
 
 
 def open_as_there(artifact: Artifact, recipe: Recipe) -> Session:
