@@ -1,5 +1,6 @@
 """Kill -9 of worker, agent and server at random points of rollouts: nothing that was accepted is lost or counted twice."""
 
+import contextlib
 import os
 import random
 import signal
@@ -27,7 +28,9 @@ def kill_something(fleet, rng: random.Random) -> str:
     agent = fleet.agents[device]
     if victim == "worker":
         for child in agent.children:
-            os.kill(child, signal.SIGKILL)
+            # One that was draining may have ended since it was listed.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
     elif victim == "agent":
         agent.kill()
         slots = SlotStore(load_config(fleet.directory / f"{device}.toml").directory).slots
