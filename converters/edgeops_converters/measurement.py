@@ -154,7 +154,12 @@ def admitted(measured: Sequence[Measurement], recipe: Recipe) -> list[Measuremen
             "(--formats, --precisions), accept more (--max-drop), or take it as it is (--force)"
         )
     # A device takes the first that it can run, so that what asks for more of the CPU comes first.
-    return sorted(wanted, key=lambda one: (one.rank, -len(_asked_of_cpu(one.artifact)), one.latency_ms))
+    return sorted(wanted, key=lambda one: _preference(one, recipe))
+
+
+def _preference(one: Measurement, recipe: Recipe) -> tuple[int, int, bool, float]:
+    """The least comes first; among files for other CPUs than this one latency says nothing."""
+    return one.rank, -len(_asked_of_cpu(one.artifact)), not is_for_here(one.artifact, recipe), one.latency_ms
 
 
 def _asked_of_cpu(artifact: Artifact) -> tuple[str, ...]:
