@@ -134,7 +134,7 @@ def _int16(source: Artifact, find: Callable[[LitertFile], dict[str, Range]], tar
         for end in (names.INPUT, names.OUTPUT):
             # Its default moves the interface to integers, and then the variants of one bundle would differ.
             recipe.add_quantization_config(_ALL, end, algorithm_key="no_quantize")
-        for name in _readers_of_outputs(file):
+        for name in file.readers_of_outputs:
             # A tensor that is both an output and another layer's input gets two types, and the file does not load; so the layer
             # that reads it stays float.
             recipe.add_quantization_config(re.escape(name), names.ALL_SUPPORTED, algorithm_key="no_quantize")
@@ -142,12 +142,6 @@ def _int16(source: Artifact, find: Callable[[LitertFile], dict[str, Range]], tar
         return {name: _symmetric(found, ranks[name]) for name, found in find(file).items() if name in ranks}
 
     return _written(source, target, "int16", ask)
-
-
-def _readers_of_outputs(file: LitertFile) -> list[str]:
-    """Names of what the layers give that read an output of the model."""
-    readers = [given for _, inputs, given in file.operators if {*file.outputs} & {*inputs}]
-    return [file.details[index]["name"] for given in readers for index in given]
 
 
 def _symmetric(found: Range, rank: int) -> dict[str, Any]:

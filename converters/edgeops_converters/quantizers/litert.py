@@ -135,7 +135,7 @@ class LitertQuantizer:
                     stock.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
                 # A tensor that is both an output and another layer's input gets two types from the quantizer, and the
                 # file does not load; so the layer that reads it stays float.
-                for name in {*_readers_of_outputs(source.path), *_given_by(graph, left_out)}:
+                for name in {*graph.file.readers_of_outputs, *_given_by(graph, left_out)}:
                     stock.update_quantization_recipe(
                         f"^{re.escape(name)}(;.*)?$", operation.ALL_SUPPORTED, algorithm_key="no_quantize"
                     )
@@ -260,15 +260,6 @@ def renamed(source: Path, target: Path) -> tuple[dict[str, str], dict[str, str]]
     )
     inputs, outputs = ({old["name"]: new["name"] for old, new in zip(*pair, strict=True)} for pair in pairs)
     return inputs, outputs
-
-
-def _readers_of_outputs(path: Path) -> list[str]:
-    """Names of what the layers give that read an output of the model."""
-    schema = load("ai_edge_litert.schema_py_generated")
-    graph = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0).subgraphs[0]
-    outputs = {int(index) for index in graph.outputs}
-    readers = [operator for operator in graph.operators if outputs & {int(index) for index in operator.inputs}]
-    return [graph.tensors[int(index)].name.decode() for reader in readers for index in reader.outputs]
 
 
 def _stock_ranges(path: Path, recipe: Any, row: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - ai-edge-quantizer has no types

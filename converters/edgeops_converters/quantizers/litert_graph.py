@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,9 @@ class LitertFile:
         """Tensors that come out."""
         return [int(index) for index in self._graph.OutputsAsNumpy()]
 
-    @property
+    @cached_property
     def operators(self) -> list[tuple[int, list[int], list[int]]]:
-        """Kind, tensors that it reads and tensors that it gives, in order."""
+        """Kind, tensors that it reads and tensors that it gives, in order; what is written into the file later changes none."""
         found = []
         for index in range(self._graph.OperatorsLength()):
             one = self._graph.Operators(index)
@@ -83,6 +84,12 @@ class LitertFile:
             ends = ([int(i) for i in one.InputsAsNumpy()], [int(i) for i in one.OutputsAsNumpy()])
             found.append((kind, *ends))
         return found
+
+    @property
+    def readers_of_outputs(self) -> list[str]:
+        """Names of what the operators give that read an output of the model."""
+        readers = [given for _, inputs, given in self.operators if {*self.outputs} & {*inputs}]
+        return [self.details[index]["name"] for given in readers for index in given]
 
     @property
     def products(self) -> list[tuple[str, list[int], list[int]]]:
