@@ -17,7 +17,9 @@
     │   └── ConflictError     it exists already, or something else is in the way
     ├── TransientError        try again later
     │   ├── LinkError         the broker is away
-    │   └── DownloadError     bytes did not arrive, or not the right ones
+    │   ├── DownloadError     bytes did not arrive, or not the right ones
+    │   ├── OverloadedError   too many requests wait already
+    │   └── DeadlineError     the answer would have come too late
     ├── EngineError           an inference engine cannot load or run a model
     │   └── NotFiniteError    it ran, and answered NaN or infinity
     └── MissingExtraError     an optional dependency is not installed
@@ -89,6 +91,23 @@ class LinkError(TransientError):
 
 class DownloadError(TransientError):
     """Bytes did not arrive, or not the right ones."""
+
+
+class OverloadedError(TransientError):
+    """Too many requests wait already.
+
+    Args:
+        message: What is full.
+        retry_after_s: When it is worth another try, in seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(TransientError):
+    """The answer would have come after its request's deadline; the model was not asked."""
 
 
 class EngineError(EdgeOpsError):

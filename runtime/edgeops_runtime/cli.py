@@ -14,6 +14,7 @@ from edgeops.signing import PublicKey
 from edgeops.tensors import TensorSpec
 from edgeops_runtime.serving.listener import Listener, address_of, bind
 from edgeops_runtime.serving.model import Model, load
+from edgeops_runtime.serving.repository import Repository, Served
 from edgeops_runtime.serving.v2 import Service
 
 _MAX_EXAMPLE_VALUES = 16
@@ -45,7 +46,7 @@ def serve_command(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    listener = Listener(listening, Service(model))
+    listener = Listener(listening, Service(Repository(Served(model))))
     listener.start()
     for line in describe(model, address_of(listening)):
         click.echo(line)

@@ -44,6 +44,7 @@ from edgeops_runtime.serving.comparison import compare_golden, run_shadow
 from edgeops_runtime.serving.listener import Listener
 from edgeops_runtime.serving.model import Model, load_variant, resident_bytes
 from edgeops_runtime.serving.pipeline import Answer
+from edgeops_runtime.serving.repository import Repository, Served
 from edgeops_runtime.serving.v2 import Service
 
 _AGENT_GONE = 70
@@ -57,7 +58,7 @@ class Worker:
         self._control = control
         self._recent = RecentRows(model.manifest)
         self._capture = Capture(model.manifest, control.send, is_classifier=model.is_classifier)
-        self._listener = Listener(listening, Service(model, observer=self._observe))
+        self._listener = Listener(listening, Service(Repository(Served(model, observer=self._observe))))
         self._is_draining = False
 
     def obey(self) -> NoReturn:
