@@ -300,15 +300,16 @@ def test_methods_paths_and_encodings_are_checked(echo):
 
 def test_a_fault_of_our_own_is_answered_as_one(echo):
     service = echo("FP32")
+    (served,) = service._repository.served
 
     def fail(request, feeds, answer):
         raise KeyError("oops")
 
-    service._observer = fail
+    served._observer = fail
     status, answer, _ = ask(service, echo_body([1, 2, 3]))
     assert status == 500
     assert "internal error: KeyError" in answer["error"]
-    window = service._model.window()
+    window = served.model.window()
     assert (window.requests, window.errors) == (1, 1)
 
 
