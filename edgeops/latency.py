@@ -7,8 +7,12 @@ from collections.abc import Iterable
 
 from edgeops.errors import MessageError
 
-_SUB_BITS = 3
-_LAST_BUCKET = (64 - _SUB_BITS) << _SUB_BITS
+SUB_BITS = 3
+"""An octave has two to the power of this buckets."""
+
+_LAST_BUCKET = (64 - SUB_BITS) << SUB_BITS
+BUCKETS = _LAST_BUCKET + 1
+"""How many there are for 64 bits of nanoseconds."""
 
 
 def latency_bucket(nanoseconds: int) -> int:
@@ -17,8 +21,8 @@ def latency_bucket(nanoseconds: int) -> int:
     >>> latency_bucket(7), latency_bucket(8), latency_bucket(15), latency_bucket(16), latency_bucket(1_000_000)
     (7, 8, 15, 16, 143)
     """
-    shift = max(nanoseconds.bit_length() - _SUB_BITS - 1, 0)
-    return (shift << _SUB_BITS) + (nanoseconds >> shift)
+    shift = max(nanoseconds.bit_length() - SUB_BITS - 1, 0)
+    return (shift << SUB_BITS) + (nanoseconds >> shift)
 
 
 def bucket_bounds(bucket: int) -> tuple[int, int]:
@@ -27,8 +31,8 @@ def bucket_bounds(bucket: int) -> tuple[int, int]:
     >>> bucket_bounds(latency_bucket(1_000_000))
     (983040, 1048576)
     """
-    shift = max((bucket >> _SUB_BITS) - 1, 0)
-    low = (bucket - (shift << _SUB_BITS)) << shift
+    shift = max((bucket >> SUB_BITS) - 1, 0)
+    low = (bucket - (shift << SUB_BITS)) << shift
     return low, low + (1 << shift)
 
 

@@ -46,7 +46,7 @@ def serve_command(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    listener = Listener(listening, Service(Repository(Served(model))))
+    listener = Listener(listening, Service(Repository(Served(model.loaded))))
     listener.start()
     for line in describe(model, address_of(listening)):
         click.echo(line)

@@ -1,5 +1,7 @@
+import asyncio
 import threading
 import warnings
+import weakref
 
 import msgspec
 import numpy as np
@@ -119,7 +121,7 @@ def test_windows_add_up_over_threads(make_bundle):
         windows.append(model.window())
     assert sum(window.requests for window in windows) == 400
     assert sum(window.rows for window in windows) == 4 * 20 * (1 + 2 + 3 + 4 + 5)
-    assert all(window.profile.rows == window.rows for window in windows)
+    assert sum(window.profile.rows for window in windows) == sum(window.rows for window in windows)
     assert sum(sum(window.latency.values()) for window in windows) == 400
     counted = np.sum([window.profile.counts["image.mean"] for window in windows], axis=0)
     assert counted.sum() == sum(window.rows for window in windows)
@@ -226,3 +228,61 @@ def test_a_closed_model_says_so(make_bundle):
     model.close()
     with pytest.raises(EngineError, match="was closed"):
         model.infer({"image": DARK})
+
+
+def test_a_swap_under_the_feet_of_callers_fails_no_call_and_loses_no_count(make_bundle):
+    """Threads and tasks ask all the while; every answer is that of one of the versions, and all are counted once."""
+    first, second = make_bundle("1.0.0"), make_bundle("1.1.0")
+    with edgeops_runtime.load(first.path) as model:
+        expected = [model.infer({"image": DARK})["logits"]]
+        windows, over, answers = [model.window()], threading.Event(), []
+
+        def ask():
+            while not over.is_set():
+                answers.append(model.infer({"image": DARK})["logits"])
+
+        async def ask_from_a_loop():
+            many = await asyncio.gather(*(model.infer_async({"image": DARK}) for _ in range(50)))
+            answers.extend(answer["logits"] for answer in many)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        windows += [model.swap(bundle.path) for bundle in (second, first) * 5]
+        assert model.manifest.version == "1.0.0"
+        asyncio.run(ask_from_a_loop())
+        over.set()
+        for thread in threads:
+            thread.join()
+        windows.append(model.window())
+    with edgeops_runtime.load(second.path) as other:
+        expected.append(other.infer({"image": DARK})["logits"])
+    assert all(any(np.array_equal(answer, one) for one in expected) for answer in answers)
+    assert sum(window.requests for window in windows) == 1 + len(answers)
+    assert sum(window.errors for window in windows) == 0
+
+
+def test_what_was_swapped_out_is_let_go(make_bundle):
+    with edgeops_runtime.load(make_bundle("1.0.0").path) as model:
+        before = weakref.ref(model.loaded)
+        model.swap(make_bundle("1.1.0").path)
+        assert before() is None
+
+
+@pytest.mark.parametrize("broken", ["nan", "wrong", "raises"])
+def test_a_version_that_fails_its_golden_test_is_not_put_in_place(make_bundle, broken):
+    with edgeops_runtime.load(make_bundle("1.0.0").path) as model:
+        with pytest.raises(EngineError):
+            model.swap(make_bundle("1.1.0", broken).path)
+        model.infer({"image": DARK})
+        assert model.manifest.version == "1.0.0"
+
+
+def test_a_closed_model_is_neither_asked_nor_swapped(make_bundle):
+    model = edgeops_runtime.load(make_bundle("1.0.0").path)
+    model.close()
+    model.close()
+    with pytest.raises(EngineError, match="closed"):
+        model.infer({"image": DARK})
+    with pytest.raises(EngineError, match="closed"):
+        model.swap(make_bundle("1.1.0").path)

@@ -12,7 +12,7 @@ from edgeops.tensors import NUMPY_NAMES, TensorSpec
 from edgeops_runtime.serving.codec import decode_request
 from edgeops_runtime.serving.http import Request
 from edgeops_runtime.serving.listener import Listener, bind
-from edgeops_runtime.serving.model import Model
+from edgeops_runtime.serving.model import LoadedModel
 from edgeops_runtime.serving.repository import Repository, Served
 from edgeops_runtime.serving.v2 import Service
 
@@ -43,7 +43,7 @@ def model(make_bundle):
 
 @pytest.fixture(scope="module")
 def client(model):
-    with served(Service(Repository(Served(model)))) as connected:
+    with served(Service(Repository(Served(model.loaded)))) as connected:
         yield connected
 
 
@@ -113,7 +113,9 @@ def echo(make_bundle):
             variants=(variant,),
         )
         changed = msgspec.structs.replace(bundle, manifest=manifest)
-        return Service(Repository(Served(Model(changed, variant, Echo(), engine="onnxruntime", engine_version="0"))))
+        return Service(
+            Repository(Served(LoadedModel(changed, variant, Echo(), engine="onnxruntime", engine_version="0")))
+        )
 
     return make
 
@@ -166,7 +168,7 @@ def test_a_failing_model_is_a_server_error_and_a_bad_request_is_not(make_bundle,
     bright = np.full((1, 1, 28, 28), 0.9, np.float32)
     for broken, message in (("nan", "NaN or infinity"), ("raises", "onnxruntime cannot run it")):
         with edgeops_runtime.load(make_bundle("1.1.0", broken, hidden=True).path) as model:
-            with served(Service(Repository(Served(model)))) as client:
+            with served(Service(Repository(Served(model.loaded)))) as client:
                 client.infer("digits", [tensor("image", golden[0][:1])])
                 with pytest.raises(InferenceServerException, match=message) as caught:
                     client.infer("digits", [tensor("image", bright)])
@@ -327,7 +329,7 @@ def test_sizes_and_numbers_beyond_all_bounds_are_the_callers_fault_and_not_count
     text = msgspec.json.encode({"inputs": [{"name": "image", "datatype": "FP32", **tensors}]})
     headers = {b"inference-header-content-length": str(len(text)).encode()}
     before = model.counters().errors
-    response = Service(Repository(Served(model)))(
+    response = Service(Repository(Served(model.loaded)))(
         Request(b"POST", b"/v2/models/digits/infer", headers, text, keep_alive=True)
     )
     assert response.status == 400

@@ -1,6 +1,7 @@
 """onnxruntime behind the :class:`~edgeops_runtime.engines.engine.Engine` seam, on the CPU."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,11 @@ class _OnnxSession:
         self._inputs = tuple(variant.inputs.items())
         self._names = list(variant.outputs)
         self._file_outputs = list(variant.outputs.values())
-        self._only = self._names[0] if len(self._names) == 1 else None
         self._batch = variant.batch
         self._file = variant.file
+        self._call = self._session.run
+        if self._batch is None and len(self._inputs) == len(self._names) == 1:
+            self.run = self._simple_run()  # type: ignore[method-assign,assignment]
 
     def run(self, feeds: Tensors) -> Tensors:
         """Answer.
@@ -71,14 +74,22 @@ class _OnnxSession:
 
     def _run(self, feeds: Tensors) -> Tensors:
         try:
-            answers = self._session.run(
-                self._file_outputs, {theirs: feeds[ours] for ours, theirs in self._inputs}, None
-            )
+            answers = self._call(self._file_outputs, {theirs: feeds[ours] for ours, theirs in self._inputs}, None)
         except Exception as error:
             raise EngineError(f"{self._file}: onnxruntime cannot run it: {error}") from error
-        if self._only is not None:
-            return {self._only: answers[0]}
         return dict(zip(self._names, answers, strict=True))
+
+    def _simple_run(self) -> Callable[[Tensors], Tensors]:
+        """:meth:`run` for one input, one output and any number of rows, which is what most models are: without loops."""
+        ((ours, theirs),), (name,), wanted, call = self._inputs, self._names, self._file_outputs, self._call
+
+        def run(feeds: Tensors) -> Tensors:
+            try:
+                return {name: call(wanted, {theirs: feeds[ours]}, None)[0]}
+            except Exception as error:
+                raise EngineError(f"{self._file}: onnxruntime cannot run it: {error}") from error
+
+        return run
 
 
 def _options(variant: Variant, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types

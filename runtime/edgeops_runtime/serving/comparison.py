@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from edgeops.errors import EdgeOpsError, ManifestError, NotFiniteError
 from edgeops_runtime.control import GoldenResult, ShadowResult
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.serving.model import Model, read_arrays, read_golden
 from edgeops_runtime.serving.pipeline import take_row
+from edgeops_runtime.serving.vectors import read_arrays, read_golden
+
+if TYPE_CHECKING:
+    from edgeops_runtime.serving.model import LoadedModel
 
 
-def compare_golden(model: Model) -> GoldenResult:
+def compare_golden(model: "LoadedModel") -> GoldenResult:
     """Run the golden inputs and hold the answers against those that the converter recorded for this variant.
 
     A model that fails, or answers something that is not finite, has not passed, with the reason.
@@ -53,7 +56,7 @@ def compare_golden(model: Model) -> GoldenResult:
     return _golden_result(rows, largest, tolerance, "" if rows else f"{where}: has no rows")
 
 
-def run_shadow(model: Model, path: Path) -> ShadowResult:
+def run_shadow(model: "LoadedModel", path: Path) -> ShadowResult:
     """Answer the inputs in an ``.npz``, and compare with the answers in it.
 
     Agreement is the share of rows whose top class, in the first output, is the same as in the file.
@@ -95,7 +98,7 @@ def run_shadow(model: Model, path: Path) -> ShadowResult:
     )
 
 
-def _requests(model: Model, arrays: Tensors) -> Iterator[tuple[int, Tensors]]:
+def _requests(model: "LoadedModel", arrays: Tensors) -> Iterator[tuple[int, Tensors]]:
     """One request for each row of the arrays ``input/<name>``."""
     rows = min(len(arrays[f"input/{spec.name}"]) for spec in model.manifest.inputs)
     for row in range(rows):

@@ -1,13 +1,14 @@
 """What is counted about the requests of one window; pure, and without numpy."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from edgeops.latency import Buckets, latency_bucket
+from edgeops.latency import Buckets, merge_buckets
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Counters:
-    """Sums over one window; who shares them holds a lock.
+    """Sums over one window.
 
     Attributes:
         requests: Answered, errors included; bad requests are not counted.
@@ -23,17 +24,14 @@ class Counters:
     not_finite: int = 0
     latency: Buckets = field(default_factory=dict)
 
-    def answered(self, rows: int, nanoseconds: int) -> None:
-        """Count an answer."""
-        self.requests += 1
-        self.rows += rows
-        bucket = latency_bucket(nanoseconds)
-        self.latency[bucket] = self.latency.get(bucket, 0) + 1
-
-    def failed(self, nanoseconds: int, *, is_not_finite: bool) -> None:
-        """Count a request that the device could not answer."""
-        self.requests += 1
-        self.errors += 1
-        self.not_finite += is_not_finite
-        bucket = latency_bucket(nanoseconds)
-        self.latency[bucket] = self.latency.get(bucket, 0) + 1
+    @staticmethod
+    def total(counters: "Iterable[Counters]") -> "Counters":
+        """The sum of several."""
+        each = list(counters)
+        return Counters(
+            requests=sum(one.requests for one in each),
+            rows=sum(one.rows for one in each),
+            errors=sum(one.errors for one in each),
+            not_finite=sum(one.not_finite for one in each),
+            latency=merge_buckets(one.latency for one in each),
+        )

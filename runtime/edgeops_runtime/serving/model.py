@@ -3,19 +3,22 @@
 >>> import edgeops_runtime                                          # doctest: +SKIP
 >>> with edgeops_runtime.load("fashion-1.2.0") as model:            # doctest: +SKIP
 ...     answers = model.infer({"image": images})
+...     model.swap("fashion-1.3.0")
 """
 
+import asyncio
 import ctypes
 import gc
 import os
 import threading
-import time
+import weakref
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.bundle import Bundle, open_bundle
@@ -27,21 +30,32 @@ from edgeops_runtime.control import WindowClosed
 from edgeops_runtime.engines import available_engines, choose_variant, load_engine
 from edgeops_runtime.engines.engine import Session, Tensors
 from edgeops_runtime.host import cpu_flags
+from edgeops_runtime.serving.comparison import compare_golden
 from edgeops_runtime.serving.counters import Counters
 from edgeops_runtime.serving.pipeline import Answer, Pipeline, warm_up
 from edgeops_runtime.serving.profiler import Profiler
+from edgeops_runtime.serving.recorder import Recorders
+from edgeops_runtime.serving.vectors import read_golden
 
+DRAIN_S = 60.0
+"""How long a swap waits for the calls on the version before, so that it can give its counters and its memory back."""
+
+_ASYNC_THREADS = 4
+_CLOSED = "the model was closed"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-class Model:
-    """One variant of a bundle on one engine; may be used from several threads.
+class LoadedModel:
+    """One variant of one bundle on one engine, warm, with what is counted about it; may be used from several threads.
 
     Attributes:
+        bundle: Where it came from.
         manifest: What the bundle says of itself.
         variant: Which of its variants this is.
         engine: Name of the engine; ``engine_version`` likewise.
         is_classifier: Whether the first output has one score for each class.
+        pipeline: Answers without counting anything; :class:`~edgeops_runtime.serving.pipeline.Pipeline`'s.
+        recorders: What is counted; it outlives the model until its last window is read.
     """
 
     def __init__(
@@ -57,17 +71,111 @@ class Model:
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
         self.variant = variant
-        self.engine = engine
-        self.engine_version = engine_version
+        self.engine, self.engine_version = engine, engine_version
         self.is_classifier = bool(bundle.manifest.labels) or (
             reference is not None and any(signal.statistic is Statistic.CLASS for signal in reference.signals)
         )
-        self._pipeline: Pipeline | None = Pipeline(bundle.manifest, session)
-        self._profiler = Profiler(bundle.manifest, reference) if reference is not None else None
-        self._counters = Counters()
-        self._began = time.time()
-        self._lock = threading.Lock()  # Held for a few microseconds: counters, and rows into the profiler's buffer.
-        self._binning = threading.Lock()  # Held while rows are binned; taken before the other one.
+        self.pipeline = Pipeline(bundle.manifest, session).answer
+        self.recorders = Recorders(bundle.manifest, reference)
+
+    def answer(self, feeds: Mapping[str, NDArray[Any]], start: int) -> Answer:
+        """Answer without counting it; a failure of the model is counted.
+
+        Args:
+            feeds: As in :meth:`Model.infer`.
+            start: When the request came, by ``time.perf_counter_ns()``.
+
+        Raises:
+            TensorError: The request is wrong.
+            EngineError: The model failed.
+        """
+        try:
+            return self.pipeline(feeds)
+        except EngineError as error:
+            self._failed(error, start)
+            raise
+
+    def answered(self, answer: Answer, start: int) -> None:
+        """Count an answer that goes to its caller now."""
+        self.recorders.answered(answer, perf_counter_ns() - start)
+
+    def failed(self, start: int) -> None:
+        """Count a request that could not be answered, on the device's account."""
+        self.recorders.failed(perf_counter_ns() - start)
+
+    def settle(self) -> None:
+        """What can wait until the reply is out."""
+        if self.recorders.full:
+            self.recorders.settle()
+
+    def quietly(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Answer without counting anything: golden and shadow inputs are not traffic.
+
+        Raises:
+            TensorError: The input is wrong.
+            EngineError: The model failed.
+        """
+        return self.pipeline(feeds).outputs
+
+    def counters(self) -> Counters:
+        """A copy of what was counted since the last window."""
+        return self.recorders.counters()
+
+    def window(self) -> WindowClosed:
+        """Hand over what was counted since the last window, and begin a new one."""
+        return _window(self.recorders)
+
+    def _failed(self, error: EngineError, start: int) -> None:
+        self.recorders.failed(perf_counter_ns() - start, is_not_finite=isinstance(error, NotFiniteError))
+
+
+class Model:
+    """A model to ask, from any number of threads; its version can be exchanged under their feet.
+
+    A call reads once which version is there, and has it until it returns. So a swap waits for nobody and nobody waits for a swap;
+    what was replaced is freed when the last call on it has returned.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded: LoadedModel | None = loaded
+        self._changing = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The version that answers now.
+
+        Raises:
+            EngineError: The model was closed.
+        """
+        if self._loaded is None:
+            raise EngineError(_CLOSED)
+        return self._loaded
+
+    @property
+    def bundle(self) -> Bundle:
+        """Where the version that answers came from."""
+        return self.loaded.bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the version that answers says of itself."""
+        return self.loaded.manifest
+
+    @property
+    def variant(self) -> Variant:
+        """Which of its variants answers."""
+        return self.loaded.variant
+
+    @property
+    def engine(self) -> str:
+        """On which engine."""
+        return self.loaded.engine
+
+    @property
+    def engine_version(self) -> str:
+        """In which version of that engine."""
+        return self.loaded.engine_version
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Answer, and count it.
@@ -83,102 +191,93 @@ class Model:
             NotFiniteError: The model answered NaN or infinity to finite inputs.
             EngineError: The engine failed, or the model was closed.
         """
-        start = time.perf_counter_ns()
-        answer = self.answer(feeds, start)
-        self.answered(answer, start)
-        if self._profiler is not None and self._profiler.is_due:
-            self.settle()
+        start = perf_counter_ns()
+        loaded = self._loaded
+        if loaded is None:
+            raise EngineError(_CLOSED)
+        recorders = loaded.recorders
+        try:
+            answer = loaded.pipeline(feeds)
+        except EngineError as error:
+            recorders.failed(perf_counter_ns() - start, is_not_finite=isinstance(error, NotFiniteError))
+            raise
+        recorders.answered(answer, perf_counter_ns() - start)
+        if recorders.full:
+            recorders.settle()
         return answer.outputs
 
-    def answer(self, feeds: Mapping[str, NDArray[Any]], start: int) -> Answer:
-        """Answer without counting it; a failure of the model is counted.
+    async def infer_async(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        """As :meth:`infer`, on a thread of the model's own, so that the event loop goes on.
+
+        The way to another thread and back costs some 50 µs; of a model that is faster than that, call :meth:`infer`.
+        """
+        threads = self._threads
+        if threads is None:
+            with self._changing:
+                threads = self._threads = self._threads or ThreadPoolExecutor(_ASYNC_THREADS, "infer")
+        return await asyncio.get_running_loop().run_in_executor(threads, self.infer, feeds)
+
+    def swap(
+        self,
+        bundle_dir: Path | str,
+        *,
+        variant: str | None = None,
+        engine: str | None = None,
+        threads: int = 1,
+        keys: Iterable[PublicKey] | None = None,
+    ) -> WindowClosed:
+        """Exchange the version while calls go on: verify, load, warm up, pass the golden test, and only then take its place.
 
         Args:
-            feeds: As in :meth:`infer`.
-            start: When the request came, by ``time.perf_counter_ns()``.
+            bundle_dir: As for :func:`load`, and so are the others.
+            variant: Name of a variant.
+            engine: Name of an engine.
+            threads: How many threads one call may use.
+            keys: One of these must have signed the manifest.
+
+        Returns:
+            What was counted about the version before since its last window; without the calls that have not returned after
+            :data:`DRAIN_S`.
 
         Raises:
-            TensorError: The request is wrong.
-            EngineError: The model failed.
+            EngineError: The new version cannot run here, or did not pass its golden test, or this model was closed.
+            ManifestError: The bundle is damaged.
+            UntrustedError: None of the keys signed it.
         """
-        pipeline = self._pipeline
-        if pipeline is None:
-            raise EngineError(f"{self.manifest.name} {self.manifest.version}: the model was closed")
-        try:
-            return pipeline.answer(feeds)
-        except EngineError as error:
-            self.failed(start, is_not_finite=isinstance(error, NotFiniteError))
-            raise
-
-    def failed(self, start: int, *, is_not_finite: bool = False) -> None:
-        """Count a request that could not be answered, on the device's account."""
-        nanoseconds = time.perf_counter_ns() - start
-        with self._lock:
-            self._counters.failed(nanoseconds, is_not_finite=is_not_finite)
-
-    def answered(self, answer: Answer, start: int) -> None:
-        """Count an answer that goes to its caller now."""
-        nanoseconds = time.perf_counter_ns() - start
-        with self._lock:
-            self._counters.answered(answer.rows, nanoseconds)
-            if self._profiler is not None:
-                self._profiler.add(answer.entered, answer.left, answer.rows)
-
-    def settle(self) -> None:
-        """Bin the rows of full buffers; a server does that after the reply is out."""
-        profiler = self._profiler
-        if profiler is None or not profiler.is_due:
-            return
-        with self._binning:
-            with self._lock:
-                taken = profiler.take()
-            profiler.count(taken)
+        candidate = _load(bundle_dir, variant=variant, engine=engine, threads=threads, keys=keys)
+        result = compare_golden(candidate)
+        if not result.passed:
+            raise EngineError(f"{bundle_dir}: not put in place: {result.reason}")
+        with self._changing:
+            before = self.loaded
+            self._loaded = candidate
+            recorders, over = before.recorders, threading.Event()
+            # Whoever calls it holds it, so the last one to let go says that it is over; the calls themselves need not.
+            gone = weakref.finalize(before, over.set)
+            del before
+            gc.collect()
+            over.wait(DRAIN_S)
+            gone.detach()
+        _give_memory_back()
+        return _window(recorders)
 
     def counters(self) -> Counters:
         """A copy of what was counted since the last window."""
-        with self._lock:
-            return self._copy_counters()
+        return self.loaded.counters()
 
     def window(self) -> WindowClosed:
-        """Hand over what was counted since the last window, and begin a new one."""
-        with self._binning:
-            with self._lock:
-                counters, self._counters = self._counters, Counters()
-                taken = self._profiler.take(everything=True) if self._profiler is not None else []
-                start, self._began = self._began, time.time()
-                end = self._began
-            profile = None
-            if self._profiler is not None:
-                self._profiler.count(taken)
-                profile = self._profiler.close()
-        return WindowClosed(
-            start=start,
-            end=max(start, end),
-            requests=counters.requests,
-            rows=counters.rows,
-            errors=counters.errors,
-            not_finite=counters.not_finite,
-            latency=counters.latency,
-            profile=profile,
-            rss_bytes=resident_bytes(),
-        )
-
-    def quietly(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Answer without counting anything: golden and shadow inputs are not traffic.
-
-        Raises:
-            TensorError: The input is wrong.
-            EngineError: The model failed, or was closed.
-        """
-        if self._pipeline is None:
-            raise EngineError(f"{self.manifest.name} {self.manifest.version}: the model was closed")
-        return self._pipeline.answer(feeds).outputs
+        """Hand over what was counted about this version since the last window, and begin a new one."""
+        return self.loaded.window()
 
     def close(self) -> None:
-        """Give the memory back; calls that are under way finish."""
-        self._pipeline = None
-        gc.collect()
-        _trim_heap()
+        """Give the memory back; calls that are under way finish, and later ones are refused."""
+        with self._changing:
+            if self._loaded is None:
+                return
+            self._loaded = None
+            if self._threads is not None:
+                self._threads.shutdown(wait=False)
+        _give_memory_back()
 
     def __enter__(self) -> Self:
         return self
@@ -187,10 +286,6 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _copy_counters(self) -> Counters:
-        now = self._counters
-        return Counters(now.requests, now.rows, now.errors, now.not_finite, dict(now.latency))
 
 
 def load(
@@ -217,6 +312,17 @@ def load(
         EngineError: Nothing in the bundle can run here, or the engine cannot load it.
         MissingExtraError: The engine that was asked for is not installed.
     """
+    return Model(_load(bundle_dir, variant=variant, engine=engine, threads=threads, keys=keys))
+
+
+def _load(
+    bundle_dir: Path | str,
+    *,
+    variant: str | None,
+    engine: str | None,
+    threads: int,
+    keys: Iterable[PublicKey] | None,
+) -> LoadedModel:
     if threads < 1:
         raise ConfigError(f"threads: expected 1 or more, got {threads}")
     bundle = open_bundle(Path(bundle_dir), keys=keys, partial=True)
@@ -224,7 +330,7 @@ def load(
     return load_variant(bundle, chosen, engine_name, threads=threads)
 
 
-def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int) -> Model:
+def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int) -> LoadedModel:
     """Load one variant on one engine, and warm it up.
 
     Raises:
@@ -240,36 +346,7 @@ def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int)
     answer = warm_up(Pipeline(bundle.manifest, session), bundle.manifest, inputs)
     if reference is not None and answer is not None:
         _check_reference(bundle, reference, answer)
-    return Model(bundle, variant, session, engine=engine, engine_version=loaded.version, reference=reference)
-
-
-def read_golden(bundle: Bundle) -> Tensors | None:
-    """The arrays of the golden vectors; ``None`` where the file is not there.
-
-    Raises:
-        ManifestError: The file is no ``.npz``, or lacks an input.
-    """
-    path = bundle.file(bundle.manifest.golden)
-    if not path.exists():
-        return None
-    arrays = read_arrays(path)
-    missing = [spec.name for spec in bundle.manifest.inputs if f"input/{spec.name}" not in arrays]
-    if missing:
-        raise ManifestError(f"{path}: expected the arrays input/<name> of every input; {missing} are missing")
-    return arrays
-
-
-def read_arrays(path: Path) -> Tensors:
-    """The arrays of an ``.npz``; pickled objects are refused.
-
-    Raises:
-        ManifestError: It is none.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy, zipfile and zlib have a dozen ways to say that a file is damaged
-        raise ManifestError(f"{path}: expected an .npz of arrays: {error}") from error
+    return LoadedModel(bundle, variant, session, engine=engine, engine_version=loaded.version, reference=reference)
 
 
 def resident_bytes() -> int:
@@ -315,14 +392,29 @@ def _check_reference(bundle: Bundle, reference: Reference, answer: Answer) -> No
     """Count one answer into the reference's bins, so that a signal that does not fit is found now and not under way."""
     profiler = Profiler(bundle.manifest, reference)
     try:
-        profiler.add(answer.entered, answer.left, answer.rows)
-        profiler.count(profiler.take(everything=True))
+        profiler.count(profiler.buffer_of(answer.entered, answer.left, answer.rows))
     except Exception as error:  # an index out of range, an axis that is not there: whatever numpy calls it
         raise ManifestError(f"{bundle.path}: the drift reference does not fit the model: {error}") from error
 
 
-def _trim_heap() -> None:
+def _window(recorders: Recorders) -> WindowClosed:
+    counters, profile, start, end = recorders.close()
+    return WindowClosed(
+        start=start,
+        end=end,
+        requests=counters.requests,
+        rows=counters.rows,
+        errors=counters.errors,
+        not_finite=counters.not_finite,
+        latency=counters.latency,
+        profile=profile,
+        rss_bytes=resident_bytes(),
+    )
+
+
+def _give_memory_back() -> None:
     """Return freed memory to the system; without it glibc keeps a closed model's (measured: 229 MB against 11 MB)."""
+    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

@@ -1,8 +1,8 @@
 """Counting what passes a model into the bins of its drift reference, cheaply and exactly.
 
-Rows are copied into a preallocated buffer and binned many at a time, so that the cost of numpy's calls is shared. Every row is
-counted once: :meth:`Profiler.take` and :meth:`Profiler.count` are the two halves, the first under the caller's short lock, the
-second outside of it. What the bins are is :mod:`edgeops.signals`, how a row finds its bin :mod:`edgeops.binning`.
+Rows are copied into a preallocated buffer and binned many at a time, off the reply path, so that the cost of numpy's calls is
+shared. Who fills which buffer is :mod:`edgeops_runtime.serving.recorder`'s matter, what the bins are :mod:`edgeops.signals`', how
+a row finds its bin :mod:`edgeops.binning`'s.
 """
 
 from typing import Any
@@ -19,21 +19,62 @@ BUFFERED_ROWS = 64
 _BUFFER_BYTES = 4 << 20
 
 
-class _Buffer:
-    """Some rows of every tensor that a signal looks at."""
+class RowBuffer:
+    """Some rows of every tensor that a signal looks at.
 
-    __slots__ = ("arrays", "rows")
+    Args:
+        entered: Names of tensors that enter the engine; ``left`` likewise of those that leave it.
+        shapes: Of one row of each tensor.
+        capacity: Most rows; 0 where the shape of a row is not known beforehand, and then nothing fits.
+    """
 
-    def __init__(self, arrays: Tensors, rows: int = 0) -> None:
-        self.arrays = arrays
-        self.rows = rows
+    __slots__ = ("_capacity", "_entered", "_left", "_shapes", "arrays", "rows")
+
+    def __init__(
+        self, entered: tuple[str, ...], left: tuple[str, ...], shapes: dict[str, tuple[Any, ...]], capacity: int
+    ) -> None:
+        self._entered, self._left, self._shapes, self._capacity = entered, left, shapes, capacity
+        self.arrays: Tensors = {}
+        """Name → room for ``capacity`` rows; made at the first answer, whose dtypes it takes."""
+        self.rows = 0
+        """How many of them are filled."""
+
+    def add(self, entered: Tensors, left: Tensors, rows: int) -> bool:
+        """Copy the rows of an answer; ``False`` when they do not fit, and then none was taken.
+
+        Args:
+            entered: What entered the engine, ``(rows, …)`` each.
+            left: What left it.
+            rows: How many; a tensor without a batch dimension is one row.
+        """
+        start, end = self.rows, self.rows + rows
+        if end > self._capacity:
+            return False
+        arrays = self.arrays or self._make_room(entered, left)
+        for name in self._entered:
+            arrays[name][start:end] = entered[name]
+        for name in self._left:
+            arrays[name][start:end] = left[name]
+        self.rows = end
+        return True
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether it has room for as many rows as a new one."""
+        return self._capacity > 0
+
+    def _make_room(self, entered: Tensors, left: Tensors) -> Tensors:
+        dtypes = {name: entered[name].dtype for name in self._entered} | {name: left[name].dtype for name in self._left}
+        self.arrays = {
+            name: np.empty((self._capacity, *self._shapes[name]), dtype=dtype) for name, dtype in dtypes.items()
+        }
+        return self.arrays
 
 
 class Profiler:
     """Counts rows into the signals of a reference.
 
-    :meth:`add` and :meth:`take` share state and need the caller's lock; :meth:`count` and :meth:`close` need that they are not
-    run beside themselves or each other.
+    Buffers are made from any thread; :meth:`count` and :meth:`close` must not run beside themselves or each other.
     """
 
     def __init__(self, manifest: Manifest, reference: Reference) -> None:
@@ -60,58 +101,34 @@ class Profiler:
         self._counts = {signal.name: np.zeros(signal.bins, dtype=np.int64) for signal in self._signals}
         self._counted = 0
         self._capacity = self._find_capacity()
-        self._spare: list[_Buffer] = []
-        self._sealed: list[_Buffer] = []
-        self._current: _Buffer | None = None
+        self._spare: list[RowBuffer] = []
 
-    @property
-    def is_due(self) -> bool:
-        """Whether a buffer is full and waits for :meth:`take`."""
-        return bool(self._sealed)
+    def buffer(self) -> RowBuffer:
+        """An empty buffer for :meth:`count`."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return RowBuffer(self._entered, self._left, self._rows_of, self._capacity)
 
-    def add(self, entered: Tensors, left: Tensors, rows: int) -> None:
-        """Remember the rows of one answer.
+    def buffer_of(self, entered: Tensors, left: Tensors, rows: int) -> RowBuffer:
+        """A buffer of exactly these rows, for answers that no buffer has room for."""
+        arrays = {name: entered[name] for name in self._entered} | {name: left[name] for name in self._left}
+        made = RowBuffer(self._entered, self._left, self._rows_of, 0)
+        made.arrays = {
+            name: (array[None] if name in self._is_whole else array).copy() for name, array in arrays.items()
+        }
+        made.rows = rows
+        return made
 
-        Args:
-            entered: What entered the engine, ``(rows, …)`` each.
-            left: What left it.
-            rows: How many; a tensor without a batch dimension is one row.
-        """
-        buffer = self._current
-        if rows > self._capacity:
-            self._put_aside(entered, left, rows)
-            return
-        if buffer is None:
-            buffer = self._current = self._first_buffer(entered, left)
-        if buffer.rows + rows > self._capacity:
-            buffer = self._seal(buffer)
-        start, end = buffer.rows, buffer.rows + rows
-        arrays = buffer.arrays
-        for name in self._entered:
-            arrays[name][start:end] = entered[name]
-        for name in self._left:
-            arrays[name][start:end] = left[name]
-        buffer.rows = end
-        if end == self._capacity:
-            self._seal(buffer)
-
-    def take(self, *, everything: bool = False) -> list[_Buffer]:
-        """Take what waits to be binned: the full buffers, or also the one that is being filled."""
-        if everything and self._current is not None and self._current.rows:
-            self._seal(self._current)
-        taken, self._sealed = self._sealed, []
-        return taken
-
-    def count(self, taken: list[_Buffer]) -> None:
-        """Bin what was taken; the buffers may be used again afterwards."""
-        for buffer in taken:
-            rows = {name: array[: buffer.rows] for name, array in buffer.arrays.items()}
-            for name, counts in count_rows(self._signals, rows).items():
-                self._counts[name] += counts
-            self._counted += buffer.rows
-            if not self._spare and all(len(array) == self._capacity for array in buffer.arrays.values()):
-                buffer.rows = 0
-                self._spare.append(buffer)
+    def count(self, buffer: RowBuffer) -> None:
+        """Bin the rows of a buffer, which is not to be used afterwards."""
+        rows = {name: array[: buffer.rows] for name, array in buffer.arrays.items()}
+        for name, counts in count_rows(self._signals, rows).items():
+            self._counts[name] += counts
+        self._counted += buffer.rows
+        if not self._spare and buffer.rows and buffer.is_reusable:
+            buffer.rows = 0
+            self._spare.append(buffer)
 
     def close(self) -> Profile:
         """The profile of everything that was binned since the last time; begins a new one."""
@@ -124,25 +141,6 @@ class Profiler:
             counts.fill(0)
         self._counted = 0
         return profile
-
-    def _seal(self, buffer: _Buffer) -> _Buffer:
-        """Leave a buffer to be binned and go on with another."""
-        self._sealed.append(buffer)
-        following = self._spare.pop() if self._spare else _empty_like(buffer)
-        self._current = following
-        return following
-
-    def _put_aside(self, entered: Tensors, left: Tensors, rows: int) -> None:
-        """Leave rows that no buffer holds to be binned by themselves."""
-        arrays = {name: entered[name] for name in self._entered} | {name: left[name] for name in self._left}
-        whole = {name: array[None] if name in self._is_whole else array for name, array in arrays.items()}
-        self._sealed.append(_Buffer({name: array.copy() for name, array in whole.items()}, rows))
-
-    def _first_buffer(self, entered: Tensors, left: Tensors) -> _Buffer:
-        dtypes = {name: entered[name].dtype for name in self._entered} | {name: left[name].dtype for name in self._left}
-        return _Buffer(
-            {name: np.empty((self._capacity, *self._rows_of[name]), dtype=dtype) for name, dtype in dtypes.items()}
-        )
 
     def _find_capacity(self) -> int:
         """How many rows to buffer: 0 when their shape is not known beforehand."""
@@ -159,7 +157,3 @@ def _counts_rows(spec: TensorSpec, batch: int | str | None) -> bool:
 
 def _row_shape(spec: TensorSpec, batch: int | str | None) -> tuple[Any, ...]:
     return spec.shape[1:] if spec.shape[:1] == (batch,) else spec.shape
-
-
-def _empty_like(buffer: _Buffer) -> _Buffer:
-    return _Buffer({name: np.empty_like(array) for name, array in buffer.arrays.items()})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeops.errors import DeadlineError, NotFoundError
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.serving.model import Model
+from edgeops_runtime.serving.model import LoadedModel
 from edgeops_runtime.serving.pipeline import Answer
 
 Observer = Callable[[str, Tensors, Answer], None]
@@ -28,7 +28,7 @@ class Served:
         observer: Told of every answer before it goes out; must be quick.
     """
 
-    def __init__(self, model: Model, *, observer: Observer | None = None) -> None:
+    def __init__(self, model: LoadedModel, *, observer: Observer | None = None) -> None:
         self.model = model
         self.name = model.manifest.name
         self.version = model.manifest.version

@@ -42,7 +42,7 @@ from edgeops_runtime.engines.engine import Tensors
 from edgeops_runtime.serving.capture import Capture, RecentRows
 from edgeops_runtime.serving.comparison import compare_golden, run_shadow
 from edgeops_runtime.serving.listener import Listener
-from edgeops_runtime.serving.model import Model, load_variant, resident_bytes
+from edgeops_runtime.serving.model import LoadedModel, load_variant, resident_bytes
 from edgeops_runtime.serving.pipeline import Answer
 from edgeops_runtime.serving.repository import Repository, Served
 from edgeops_runtime.serving.v2 import Service
@@ -53,7 +53,7 @@ _AGENT_GONE = 70
 class Worker:
     """Does what the agent says with one model."""
 
-    def __init__(self, model: Model, control: ControlSocket, listening: socket.socket) -> None:
+    def __init__(self, model: LoadedModel, control: ControlSocket, listening: socket.socket) -> None:
         self._model = model
         self._control = control
         self._recent = RecentRows(model.manifest)
