@@ -25,6 +25,10 @@ _BINARY = "application/octet-stream"
 # pipeline's check by identity.
 _DTYPES = {name: np.dtype(f"<{np.dtype(numpy_name).str[1:]}") for name, numpy_name in NUMPY_NAMES.items()}
 _ABSENT = msgspec.Raw(b"")
+_TEXT_LENGTH = b"inference-header-content-length"
+_MAX_KNOWN = 64
+_ALIGNMENT = 8
+_LARGE_BYTES = 64 << 10
 
 
 class TensorParameters(msgspec.Struct):
@@ -88,6 +92,123 @@ _FLOATS = msgspec.json.Decoder(list[float])
 _ENCODER = msgspec.json.Encoder()
 
 
+class Asked(msgspec.Struct):
+    """A request that was read.
+
+    Attributes:
+        message: Its JSON.
+        feeds: Input name → array; read-only.
+        wanted: Outputs to answer with, each with whether as binary.
+        known: What is remembered of requests with the same JSON; ``None`` when that has tensors in it.
+    """
+
+    message: InferRequest
+    feeds: Tensors
+    wanted: list[tuple[TensorSpec, bool]]
+    known: "_Known | None" = None
+
+
+class _Known(msgspec.Struct):
+    """How to read the binary part behind a JSON text that was seen before, and what the answer's JSON looked like."""
+
+    message: InferRequest
+    wanted: list[tuple[TensorSpec, bool]]
+    tensors: tuple[tuple[str, np.dtype[Any], int, tuple[int, ...], int], ...]
+    """Name, dtype, number of elements, shape, and where it begins in the binary part."""
+    size_bytes: int
+    answers: dict[tuple[tuple[int, ...], ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
+    """Shapes of the outputs → the JSON and the headers of the answer."""
+
+
+class Codec:
+    """Reads requests for one model and writes its answers; may be used from several threads.
+
+    Clients send the same JSON again and again in front of binary tensors. So it is read once, and so is the answer's written;
+    what differs is the bytes of the tensors.
+    """
+
+    def __init__(self, outputs: Sequence[TensorSpec], *, model: str, version: str) -> None:
+        self._outputs = outputs
+        self._model, self._version = model, version
+        self._known: dict[bytes, _Known] = {}
+
+    def decode(self, request: Request) -> Asked:
+        """Read a request.
+
+        Raises:
+            MessageError: The JSON or the lengths are wrong.
+            TensorError: A tensor's dtype, shape and data do not go together, or there is no such output.
+        """
+        body, length = request.body, request.headers.get(_TEXT_LENGTH)
+        if length is not None and length.isdigit():
+            start = int(length[:20])
+            known = self._known.get(bytes(body[:start]))
+            if known is not None and len(body) == start + known.size_bytes:
+                return Asked(known.message, _read_known(known, body, start), known.wanted, known)
+        message, feeds = decode_request(request)
+        wanted = wanted_outputs(message, self._outputs)
+        return Asked(message, feeds, wanted, self._learn(message, wanted, body, length))
+
+    def encode(self, asked: Asked, outputs: Tensors) -> Response:
+        """Write an answer."""
+        known = asked.known
+        if known is None or not known.wanted or not all(is_binary for _, is_binary in known.wanted):
+            return encode_response(asked.message, outputs, asked.wanted, model=self._model, version=self._version)
+        arrays = [outputs[spec.name] for spec, _ in known.wanted]
+        shapes = tuple([array.shape for array in arrays])
+        answer = known.answers.get(shapes)
+        if answer is None:
+            response = encode_response(asked.message, outputs, asked.wanted, model=self._model, version=self._version)
+            if len(known.answers) < _MAX_KNOWN:
+                known.answers[shapes] = (bytes(response.body[0]), response.headers)
+            return response
+        return Response(200, (answer[0], *map(_blob, arrays)), _BINARY, answer[1])
+
+    def _learn(
+        self,
+        message: InferRequest,
+        wanted: list[tuple[TensorSpec, bool]],
+        body: bytes | memoryview,
+        length: bytes | None,
+    ) -> _Known | None:
+        if length is None:
+            return None
+        tensors, end = [], 0
+        for tensor in message.inputs:
+            size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
+            if size is None:
+                return None
+            dtype = _DTYPES[tensor.datatype]
+            tensors.append((tensor.name, dtype, size // dtype.itemsize, tuple(tensor.shape), end))
+            end += size
+        if not all(dtype.isnative for _, dtype, *_ in tensors):
+            return None
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        known = _Known(message, wanted, tuple(tensors), end)
+        self._known[bytes(body[: int(length)])] = known
+        return known
+
+
+def _read_known(known: _Known, body: bytes | memoryview, start: int) -> Tensors:
+    if type(body) is bytes and start % _ALIGNMENT:
+        # Cut off, the binary part begins where memory does, so that its tensors lie well.
+        body, start = body[start:], 0
+    feeds: Tensors = {}
+    for name, dtype, count, shape, offset in known.tensors:
+        array = np.frombuffer(body, dtype, count, start + offset).reshape(shape)
+        feeds[name] = array if array.flags.aligned else array.copy()
+    return feeds
+
+
+def _blob(array: NDArray[Any]) -> bytes | memoryview:
+    """The bytes of an array as they go on the wire; a large one is not copied."""
+    little = array.astype(_DTYPES[_NAMES[array.dtype]], copy=False)
+    if little.nbytes < _LARGE_BYTES or not little.flags.c_contiguous:
+        return little.tobytes()
+    return little.reshape(-1).view(np.uint8).data
+
+
 def decode_request(request: Request) -> tuple[InferRequest, Tensors]:
     """The message and the tensors of an inference request.
 
@@ -96,7 +217,7 @@ def decode_request(request: Request) -> tuple[InferRequest, Tensors]:
         TensorError: A tensor's dtype, shape and data do not go together.
     """
     body = request.body
-    header_length = request.headers.get(b"inference-header-content-length")
+    header_length = request.headers.get(_TEXT_LENGTH)
     if header_length is None:
         text, binary_start = body, len(body)
     else:
@@ -119,7 +240,7 @@ def decode_request(request: Request) -> tuple[InferRequest, Tensors]:
     return message, feeds
 
 
-def _decode_tensors(message: InferRequest, body: bytes, binary_start: int) -> tuple[Tensors, int]:
+def _decode_tensors(message: InferRequest, body: bytes | memoryview, binary_start: int) -> tuple[Tensors, int]:
     """The tensors, and where the binary data ends."""
     feeds: Tensors = {}
     for tensor in message.inputs:
@@ -142,7 +263,7 @@ def _decode_tensors(message: InferRequest, body: bytes, binary_start: int) -> tu
     return feeds, binary_start
 
 
-def _binary_tensor(tensor: InputTensor, body: bytes, start: int, size: int) -> NDArray[Any]:
+def _binary_tensor(tensor: InputTensor, body: bytes | memoryview, start: int, size: int) -> NDArray[Any]:
     dtype = _dtype(tensor)
     expected = _elements(tensor) * dtype.itemsize
     if tensor.data is not _ABSENT:
@@ -243,12 +364,13 @@ def encode_response(
     message: InferRequest, outputs: Tensors, wanted: Iterable[tuple[TensorSpec, bool]], *, model: str, version: str
 ) -> Response:
     """The answer."""
-    described, blobs = [], []
+    described: list[_OutputTensor] = []
+    blobs: list[bytes | memoryview] = []
     for spec, is_binary in wanted:
         array = outputs[spec.name]
         tensor = _OutputTensor(spec.name, _NAMES[array.dtype], array.shape)
         if is_binary:
-            blob = array.astype(_DTYPES[tensor.datatype], copy=False).tobytes()
+            blob = _blob(array)
             tensor.parameters = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:

@@ -1,16 +1,19 @@
 """HTTP/1.1 on one connection: requests in, answers out, nothing about what they mean.
 
-httptools (llhttp) parses; this module bounds what a client may send and how long it may take, answers pipelined requests in
-order, and sends every answer with one call. Accepting connections and ending them is :mod:`edgeops_runtime.serving.listener`.
+httptools (llhttp) parses; a head that was parsed before, byte for byte, is recognised and not parsed again. This module bounds
+what a client may send and how long it may take, answers pipelined requests in order, and sends every answer with one call.
+Accepting connections and ending them is :mod:`edgeops_runtime.serving.listener`.
 """
 
 import contextlib
+import ctypes
 import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 
 import httptools
@@ -19,6 +22,13 @@ import msgspec
 _RECEIVE_BYTES = 1 << 16
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 << 20
+_MAX_HEADS = 64
+_HEAD_END = b"\r\n\r\n"
+_TEXT_LENGTH = b"inference-header-content-length"
+_UNUSUAL = {b"transfer-encoding", b"expect", b"upgrade", b"trailer"}
+_JOINED_BYTES = 16 << 10
+_ALIGNMENT = 64
+_CREDENTIALS = struct.Struct("iII")
 _SHORTEST_WAIT_S = 0.001  # A kernel timeout of zero would wait for ever.
 
 
@@ -41,56 +51,92 @@ class Limits:
     send_s: float = 10.0
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """A whole request.
 
     Attributes:
         path: Without the query, as sent.
-        headers: By lower-case name; of a header that comes several times, the last.
+        headers: By lower-case name; of a header that comes several times, the last. Not to be written to.
         keep_alive: Whether the client may send another one on this connection.
+        peer_uid: Whose process the caller is, where it came over a Unix socket.
     """
 
     method: bytes
     path: bytes
     headers: dict[bytes, bytes]
-    body: bytes
+    body: bytes | memoryview
     keep_alive: bool
+    peer_uid: int | None = None
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct):
     """An answer.
 
     Attributes:
         headers: Beside those that every answer has.
-        body: Its parts, sent one after the other.
+        body: Its parts, sent one after the other; a memory view is one of bytes.
         after: Called when the answer is out.
     """
 
     status: int
-    body: Sequence[bytes | memoryview] = ()
+    body: tuple[bytes | memoryview, ...] = ()
     content_type: str = "application/json"
-    headers: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    headers: tuple[tuple[str, str], ...] = ()
     after: Callable[[], None] | None = None
 
 
 Handler = Callable[[Request], Response]
 
 
-def error_response(status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> Response:
+def error_response(status: int, message: str, *, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """An answer that says what was wrong, as the Open Inference Protocol has it."""
     return Response(status, (msgspec.json.encode({"error": message}),), headers=headers)
+
+
+class KnownHeads:
+    """Heads of requests that were parsed before; shared by connections, since clients of one kind send the same.
+
+    A head is known by its exact bytes, and only where a ``Content-Length`` says how long the body is, so that recognising one
+    means the same as parsing it.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, tuple[Request, int]] = {}
+
+    def find(self, head: bytes) -> tuple[Request, int] | None:
+        """The request that a head makes, without its body, and the length of that; ``None`` when it has to be parsed."""
+        return self._heads.get(head)
+
+    def learn(self, head: bytes, request: Request) -> None:
+        """Remember a head that was parsed, if it is of the plainest kind.
+
+        Args:
+            head: What was received, from the first byte of the request to the first empty line.
+            request: What the parser made of it.
+        """
+        headers = request.headers
+        size = headers.get(b"content-length", b"")
+        if not size.isdigit() or int(size[:20]) != len(request.body) or _UNUSUAL & headers.keys():
+            return
+        # The parser also takes empty lines before a request and lines that end without CR; then the first empty line need not be
+        # where the body begins.
+        if not head.startswith(request.method + b" ") or head.count(b"\n") != head.count(b"\r\n"):
+            return
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        self._heads[head] = (msgspec.structs.replace(request, body=b""), len(request.body))
 
 
 class Connection:
     """One client's connection; :meth:`serve` runs on a thread of its own until it ends."""
 
-    def __init__(self, connection: socket.socket, handler: Handler, limits: Limits) -> None:
+    def __init__(
+        self, connection: socket.socket, handler: Handler, limits: Limits, *, heads: KnownHeads | None = None
+    ) -> None:
         self._socket = connection
         self._handler = handler
         self._limits = limits
-        self._reader = _Reader(limits)
+        self._reader = _Reader(limits, heads or KnownHeads(), _peer_uid(connection))
         self._is_last = False
         self._idle_since: float | None = time.monotonic()
 
@@ -137,17 +183,8 @@ class Connection:
         if deadline:
             self._wait_at_most(self._limits.request_s)
         while not reader.requests and reader.problem is None:
-            try:
-                data = self._socket.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                data = b""
-                if reader.has_begun:
-                    reader.problem = (408, f"the request did not arrive within {self._limits.request_s:g} s")
-                    break
-            if not data:
+            if not self._receive_some():
                 return False
-            if reader.feed(data):
-                self._is_last = True
             if reader.requests or reader.problem is not None:
                 break
             if reader.wants_continue():
@@ -157,6 +194,22 @@ class Connection:
         if deadline:
             self._wait_at_most(self._limits.idle_s)
         return True
+
+    def _receive_some(self) -> bool:
+        """Read what is there; ``False`` when the client is gone, or idle for too long."""
+        reader = self._reader
+        try:
+            if reader.room is not None:
+                size = self._socket.recv_into(reader.room)
+                reader.fill(size)
+                return size > 0
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            reader.problem = (408, f"the request did not arrive within {self._limits.request_s:g} s")
+            return reader.has_begun
+        if data and reader.feed(data):
+            self._is_last = True
+        return bool(data)
 
     def _answer_all(self) -> bool:
         """Answer what was read; whether the connection goes on."""
@@ -180,8 +233,13 @@ class Connection:
         return True
 
     def _send(self, response: Response, *, goes_on: bool, is_head: bool = False) -> None:
-        start = _head(response, goes_on=goes_on)
-        send_all(self._socket, [start] if is_head else [start, *response.body])
+        start, body = _head(response, goes_on=goes_on), response.body
+        if is_head:
+            self._socket.sendall(start)
+        elif all(len(part) < _JOINED_BYTES for part in body):
+            self._socket.sendall(b"".join((start, *body)))
+        else:
+            send_all(self._socket, [start, *body])
 
     def _linger(self) -> None:
         """Close so that the answer arrives: data that is unread at close() would reset the connection under it."""
@@ -202,10 +260,16 @@ class Connection:
 class _Reader:
     """Feeds the parser and collects what it finds: whole requests, or the rule that was broken."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, heads: KnownHeads, peer_uid: int | None) -> None:
         self.requests: deque[Request] = deque()
         self.problem: tuple[int, str] | None = None
         self.has_begun = False
+        self.room: memoryview | None = None
+        """Where the rest of a body goes that is received without the parser; see :meth:`fill`."""
+        self._heads = heads
+        self._peer_uid = peer_uid
+        self._first = b""
+        self._known: Request | None = None
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
         self._is_in_headers = False
@@ -215,6 +279,10 @@ class _Reader:
 
     def feed(self, data: bytes) -> bool:
         """Parse what came; ``True`` when nothing after it on this connection is for us."""
+        if not self.has_begun:
+            if self._recognise(data):
+                return False
+            self._first = data
         was_in_headers = self._is_in_headers
         try:
             self._parser.feed_data(data)
@@ -228,9 +296,19 @@ class _Reader:
             self._refuse_headers()
         return False
 
+    def fill(self, size: int) -> None:
+        """So many bytes were received into :attr:`room`."""
+        if self.room is None or self._known is None:
+            return
+        self.room = self.room[size:]
+        if not self.room:
+            self.requests.append(self._known)
+            self.room = self._known = None
+            self.has_begun = False
+
     def wants_continue(self) -> bool:
         """Whether the client waits for ``100 Continue`` before it sends the body; true once for a request."""
-        waits = self.has_begun and not self._is_in_headers and not self._has_continued
+        waits = self.has_begun and self.room is None and not self._is_in_headers and not self._has_continued
         if waits and self._headers.get(b"expect", b"").lower() == b"100-continue":
             self._has_continued = True
             return True
@@ -272,15 +350,44 @@ class _Reader:
         if self.problem is not None:
             return
         parts = self._parts
-        self.requests.append(
-            Request(
-                method=self._parser.get_method(),
-                path=self._url.partition(b"?")[0],
-                headers=self._headers,
-                body=parts[0] if len(parts) == 1 else b"".join(parts),
-                keep_alive=self._parser.should_keep_alive(),
-            )
+        request = Request(
+            method=self._parser.get_method(),
+            path=self._url.partition(b"?")[0],
+            headers=self._headers,
+            body=parts[0] if len(parts) == 1 else b"".join(parts),
+            keep_alive=self._parser.should_keep_alive(),
+            peer_uid=self._peer_uid,
         )
+        self.requests.append(request)
+        # Only the first request in what was received surely begins where that begins.
+        first, self._first = self._first, b""
+        end = first.find(_HEAD_END)
+        if end > 0 and self._header_bytes:
+            self._heads.learn(first[: end + len(_HEAD_END)], request)
+
+    def _recognise(self, data: bytes) -> bool:
+        """Take a request whose head is known; ``False``: it has to be parsed."""
+        start = data.find(_HEAD_END) + len(_HEAD_END)
+        found = self._heads.find(data[:start])
+        if found is None:
+            return False
+        known, size = found
+        came = len(data) - start
+        if came > size or size > self._limits.body_bytes or self.problem is not None:
+            return False
+        if came == size:
+            self.requests.append(
+                Request(known.method, known.path, known.headers, data[start:], known.keep_alive, self._peer_uid)
+            )
+            return True
+        # The binary part begins at a multiple of 64 bytes, so that tensors in it need not be moved.
+        text = known.headers.get(_TEXT_LENGTH, b"")
+        shift = -int(text[:20]) % _ALIGNMENT if text.isdigit() else 0
+        whole = aligned(size + _ALIGNMENT)[shift : shift + size]
+        whole[:came] = data[start:]
+        self._known = Request(known.method, known.path, known.headers, whole, known.keep_alive, self._peer_uid)
+        self.room, self.has_begun = whole[came:], True
+        return True
 
     def _reset(self) -> None:
         self._url = b""
@@ -322,19 +429,37 @@ def send_all(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> 
             sent = 0
 
 
+def aligned(size: int) -> memoryview:
+    """Writable memory that begins at a multiple of 64 bytes."""
+    buffer = bytearray(size + _ALIGNMENT)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % _ALIGNMENT
+    return memoryview(buffer)[start : start + size]
+
+
 def response_bytes(response: Response) -> bytes:
     """An answer after which the connection ends, in one piece."""
     return b"".join([_head(response, goes_on=False), *response.body])
 
 
 def _head(response: Response, *, goes_on: bool) -> bytes:
-    size = sum(map(len, response.body))
-    more = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
+    return _head_of(response.status, response.content_type, response.headers, sum(map(len, response.body)), goes_on)
+
+
+@lru_cache(maxsize=256)
+def _head_of(status: int, content_type: str, headers: tuple[tuple[str, str], ...], size: int, goes_on: bool) -> bytes:
+    more = "".join([f"{name}: {value}\r\n" for name, value in headers])
     return (
-        f"HTTP/1.1 {response.status} {_PHRASES.get(response.status, '')}\r\n"
-        f"Content-Type: {response.content_type}\r\nContent-Length: {size}\r\n{more}"
+        f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {size}\r\n{more}"
         f"Connection: {'keep-alive' if goes_on else 'close'}\r\n\r\n"
     ).encode("latin-1", "replace")
+
+
+def _peer_uid(connection: socket.socket) -> int | None:
+    if connection.family != socket.AF_UNIX:
+        return None
+    _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(uid)
 
 
 def _timeval(seconds: float) -> bytes:

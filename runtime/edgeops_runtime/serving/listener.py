@@ -14,7 +14,7 @@ from collections import deque
 from pathlib import Path
 
 from edgeops.errors import ConfigError
-from edgeops_runtime.serving.http import Connection, Handler, Limits, error_response, response_bytes
+from edgeops_runtime.serving.http import Connection, Handler, KnownHeads, Limits, error_response, response_bytes
 
 MAX_CONNECTIONS = 64
 _BACKLOG = 512
@@ -48,6 +48,7 @@ class Listener:
         self._handler = handler
         self._limits = limits or Limits()
         self._max_connections = max_connections
+        self._heads = KnownHeads()
         self._open: set[Connection] = set()
         self._changed = threading.Condition()
         self._refused = _Refused()
@@ -128,7 +129,7 @@ class Listener:
                 self._refused.add(accepted)
                 self._make_room()
                 return
-            connection = Connection(accepted, self._handler, self._limits)
+            connection = Connection(accepted, self._handler, self._limits, heads=self._heads)
             self._open.add(connection)
         try:
             threading.Thread(target=self._serve, args=(connection,), name="connection", daemon=True).start()
@@ -161,7 +162,7 @@ class _Refused:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[float, socket.socket]] = deque()
-        answer = error_response(503, "too many connections; try again", headers=[("Retry-After", "1")])
+        answer = error_response(503, "too many connections; try again", headers=(("Retry-After", "1"),))
         self._answer = response_bytes(answer)
 
     def add(self, connection: socket.socket) -> None:

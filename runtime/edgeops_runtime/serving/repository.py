@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeops.errors import DeadlineError, NotFoundError
 from edgeops_runtime.engines.engine import Tensors
+from edgeops_runtime.serving.codec import Codec
 from edgeops_runtime.serving.model import LoadedModel
 from edgeops_runtime.serving.pipeline import Answer
 
@@ -32,6 +33,7 @@ class Served:
         self.model = model
         self.name = model.manifest.name
         self.version = model.manifest.version
+        self.codec = Codec(model.manifest.outputs, model=self.name, version=self.version)
         self._observer = observer
 
     def answer(self, feeds: Mapping[str, NDArray[Any]], start: int, *, deadline: int | None = None) -> Answer:
@@ -68,6 +70,11 @@ class Served:
     def failed(self, start: int) -> None:
         """Count a request that could not be answered for a reason of ours."""
         self.model.failed(start)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether :meth:`settle` has something to do."""
+        return bool(self.model.recorders.full)
 
     def settle(self) -> None:
         """What can wait until the reply is out."""

@@ -6,6 +6,7 @@ A request in, a response out. How tensors are written is :mod:`edgeops_runtime.s
 
 import math
 import time
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -19,7 +20,6 @@ from edgeops.errors import (
     OverloadedError,
 )
 from edgeops.tensors import TensorSpec
-from edgeops_runtime.serving.codec import decode_request, encode_response, wanted_outputs
 from edgeops_runtime.serving.http import Request, Response, error_response
 from edgeops_runtime.serving.repository import Repository, Served
 
@@ -37,15 +37,11 @@ class Service:
     def __call__(self, request: Request) -> Response:
         """Answer any request; never raises."""
         start = time.perf_counter_ns()
-        parts = request.path.decode("latin-1").strip("/").split("/")
         try:
-            match parts:
-                case ["v2", "models", name, "infer"]:
-                    served = self._repository.find(name)
-                case ["v2", "models", name, "versions", version, "infer"]:
-                    served = self._repository.find(name, version)
-                case _:
-                    return self._describe(request, parts)
+            target = _infer_target(request.path)
+            if target is None:
+                return self._describe(request)
+            served = self._repository.find(*target)
         except NotFoundError as error:
             return error_response(404, str(error))
         if request.method != b"POST":
@@ -58,9 +54,9 @@ class Service:
             served.failed(start)
             return error_response(500, f"internal error: {type(error).__name__}: {error}")
 
-    def _describe(self, request: Request, parts: list[str]) -> Response:
+    def _describe(self, request: Request) -> Response:
         """Everything but inference."""
-        answer = self._find(parts)
+        answer = self._find(_parts(request.path))
         if isinstance(answer, Response):
             return answer
         if request.method not in {b"GET", b"HEAD"}:
@@ -92,23 +88,39 @@ def refusal(error: EdgeOpsError) -> Response:
             return error_response(400, str(error))
         case OverloadedError():
             wait = str(max(1, math.ceil(error.retry_after_s)))
-            return error_response(503, str(error), headers=[("Retry-After", wait)])
+            return error_response(503, str(error), headers=(("Retry-After", wait),))
         case DeadlineError():
             return error_response(504, str(error))
     return error_response(500, str(error))
+
+
+@lru_cache(maxsize=64)
+def _infer_target(path: bytes) -> tuple[str, str | None] | None:
+    """The model, and the version if one is named, that a path asks for an inference; ``None``: it asks for something else."""
+    match _parts(path):
+        case ["v2", "models", name, "infer"]:
+            return name, None
+        case ["v2", "models", name, "versions", version, "infer"]:
+            return name, version
+    return None
+
+
+def _parts(path: bytes) -> list[str]:
+    return path.decode("latin-1").strip("/").split("/")
 
 
 def _infer(served: Served, request: Request, start: int) -> Response:
     encoding = request.headers.get(b"content-encoding")
     if encoding not in {None, b"identity"}:
         return error_response(415, f"content encoding {encoding!r}: expected none")
-    message, feeds = decode_request(request)
-    wanted = wanted_outputs(message, served.model.manifest.outputs)
-    timeout_us = message.parameters.timeout if message.parameters is not None else 0
-    answer = served.answer(feeds, start, deadline=start + timeout_us * 1000 if timeout_us > 0 else None)
-    response = encode_response(message, answer.outputs, wanted, model=served.name, version=served.version)
-    served.answered(message.id, feeds, answer, start)
-    response.after = served.settle
+    asked = served.codec.decode(request)
+    parameters = asked.message.parameters
+    deadline = start + parameters.timeout * 1000 if parameters is not None and parameters.timeout > 0 else None
+    answer = served.answer(asked.feeds, start, deadline=deadline)
+    response = served.codec.encode(asked, answer.outputs)
+    served.answered(asked.message.id, asked.feeds, answer, start)
+    if served.is_due:
+        response.after = served.settle
     return response
 
 
@@ -137,4 +149,4 @@ def _describe_tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _wrong_method(allowed: str) -> Response:
-    return error_response(405, f"expected the method {allowed}", headers=[("Allow", allowed)])
+    return error_response(405, f"expected the method {allowed}", headers=(("Allow", allowed),))
