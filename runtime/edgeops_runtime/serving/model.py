@@ -54,7 +54,7 @@ class LoadedModel:
         variant: Which of its variants this is.
         engine: Name of the engine; ``engine_version`` likewise.
         is_classifier: Whether the first output has one score for each class.
-        pipeline: Answers without counting anything; :class:`~edgeops_runtime.serving.pipeline.Pipeline`'s.
+        pipeline: Answers without counting anything.
         recorders: What is counted; it outlives the model until its last window is read.
     """
 
@@ -75,33 +75,16 @@ class LoadedModel:
         self.is_classifier = bool(bundle.manifest.labels) or (
             reference is not None and any(signal.statistic is Statistic.CLASS for signal in reference.signals)
         )
-        self.pipeline = Pipeline(bundle.manifest, session).answer
+        self.pipeline = Pipeline(bundle.manifest, session)
         self.recorders = Recorders(bundle.manifest, reference)
-
-    def answer(self, feeds: Mapping[str, NDArray[Any]], start: int) -> Answer:
-        """Answer without counting it; a failure of the model is counted.
-
-        Args:
-            feeds: As in :meth:`Model.infer`.
-            start: When the request came, by ``time.perf_counter_ns()``.
-
-        Raises:
-            TensorError: The request is wrong.
-            EngineError: The model failed.
-        """
-        try:
-            return self.pipeline(feeds)
-        except EngineError as error:
-            self._failed(error, start)
-            raise
 
     def answered(self, answer: Answer, start: int) -> None:
         """Count an answer that goes to its caller now."""
         self.recorders.answered(answer, perf_counter_ns() - start)
 
-    def failed(self, start: int) -> None:
+    def failed(self, start: int, error: Exception | None = None) -> None:
         """Count a request that could not be answered, on the device's account."""
-        self.recorders.failed(perf_counter_ns() - start)
+        self.recorders.failed(perf_counter_ns() - start, is_not_finite=isinstance(error, NotFiniteError))
 
     def settle(self) -> None:
         """What can wait until the reply is out."""
@@ -115,7 +98,7 @@ class LoadedModel:
             TensorError: The input is wrong.
             EngineError: The model failed.
         """
-        return self.pipeline(feeds).outputs
+        return self.pipeline.answer(feeds).outputs
 
     def counters(self) -> Counters:
         """A copy of what was counted since the last window."""
@@ -124,9 +107,6 @@ class LoadedModel:
     def window(self) -> WindowClosed:
         """Hand over what was counted since the last window, and begin a new one."""
         return _window(self.recorders)
-
-    def _failed(self, error: EngineError, start: int) -> None:
-        self.recorders.failed(perf_counter_ns() - start, is_not_finite=isinstance(error, NotFiniteError))
 
 
 class Model:
@@ -197,7 +177,7 @@ class Model:
             raise EngineError(_CLOSED)
         recorders = loaded.recorders
         try:
-            answer = loaded.pipeline(feeds)
+            answer = loaded.pipeline.answer(feeds)
         except EngineError as error:
             recorders.failed(perf_counter_ns() - start, is_not_finite=isinstance(error, NotFiniteError))
             raise

@@ -78,7 +78,7 @@ class Pipeline:
             NotFiniteError: The model answered NaN or infinity to finite inputs.
             EngineError: The engine failed.
         """
-        rows = self._check(feeds)
+        rows = self.check(feeds)
         entered: Tensors = apply(self._preprocess, feeds) if self._preprocess else feeds  # type: ignore[assignment]
         left = self._run(entered)
         outputs = apply(self._postprocess, left) if self._postprocess else left
@@ -110,7 +110,12 @@ class Pipeline:
 
         return answer
 
-    def _check(self, feeds: Mapping[str, NDArray[Any]]) -> int:
+    def check(self, feeds: Mapping[str, NDArray[Any]]) -> int:
+        """How many rows a request has.
+
+        Raises:
+            TensorError: It does not fit the model.
+        """
         if len(feeds) != len(self._inputs):
             self._refuse_names(feeds)
         for name, dtype, spec in self._inputs:

@@ -11,8 +11,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgeops.errors import DeadlineError, NotFoundError
+from edgeops.errors import DeadlineError, EngineError, NotFoundError
 from edgeops_runtime.engines.engine import Tensors
+from edgeops_runtime.serving.batcher import Batcher
+from edgeops_runtime.serving.budget import Queue, ThreadBudget
 from edgeops_runtime.serving.codec import Codec
 from edgeops_runtime.serving.model import LoadedModel
 from edgeops_runtime.serving.pipeline import Answer
@@ -26,14 +28,30 @@ class Served:
 
     Args:
         model: Answers, and counts.
+        budget: Lanes of this process, the same for all its models; without one the model has those of the machine for itself.
+        weight: Its share of them while other models want them too.
         observer: Told of every answer before it goes out; must be quick.
     """
 
-    def __init__(self, model: LoadedModel, *, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        budget: ThreadBudget | None = None,
+        weight: float = 1.0,
+        observer: Observer | None = None,
+    ) -> None:
         self.model = model
         self.name = model.manifest.name
         self.version = model.manifest.version
         self.codec = Codec(model.manifest.outputs, model=self.name, version=self.version)
+        self.batcher = Batcher(
+            model.manifest,
+            model.variant,
+            model.pipeline,
+            budget=budget or ThreadBudget.for_machine(1),
+            queue=Queue(self.name, weight=weight),
+        )
         self._observer = observer
 
     def answer(self, feeds: Mapping[str, NDArray[Any]], start: int, *, deadline: int | None = None) -> Answer:
@@ -52,7 +70,11 @@ class Served:
         """
         if deadline is not None and time.perf_counter_ns() >= deadline:
             raise DeadlineError(f"{self.name}: the deadline passed before the model could be asked")
-        return self.model.answer(feeds, start)
+        try:
+            return self.batcher.answer(feeds, deadline=deadline)
+        except EngineError as error:
+            self.model.failed(start, error)
+            raise
 
     def answered(self, request: str, feeds: Tensors, answer: Answer, start: int) -> None:
         """Count an answer that goes to its caller now.

@@ -39,6 +39,7 @@ from edgeops_runtime.control import (
     Window,
 )
 from edgeops_runtime.engines.engine import Tensors
+from edgeops_runtime.serving.budget import ThreadBudget
 from edgeops_runtime.serving.capture import Capture, RecentRows
 from edgeops_runtime.serving.comparison import compare_golden, run_shadow
 from edgeops_runtime.serving.listener import Listener
@@ -53,12 +54,13 @@ _AGENT_GONE = 70
 class Worker:
     """Does what the agent says with one model."""
 
-    def __init__(self, model: LoadedModel, control: ControlSocket, listening: socket.socket) -> None:
+    def __init__(self, model: LoadedModel, control: ControlSocket, listening: socket.socket, *, threads: int) -> None:
         self._model = model
         self._control = control
         self._recent = RecentRows(model.manifest)
         self._capture = Capture(model.manifest, control.send, is_classifier=model.is_classifier)
-        self._listener = Listener(listening, Service(Repository(Served(model, observer=self._observe))))
+        served = Served(model, budget=ThreadBudget.for_machine(threads), observer=self._observe)
+        self._listener = Listener(listening, Service(Repository(served)))
         self._is_draining = False
 
     def obey(self) -> NoReturn:
@@ -139,7 +141,7 @@ def main(directory: Path, *, variant: str, engine: str, listen_fd: int, control_
     except EdgeOpsError as error:
         control.send(Failed(what="load", reason=str(error)))
         sys.exit(1)
-    worker = Worker(model, control, listening)
+    worker = Worker(model, control, listening, threads=threads)
     control.send(
         Ready(
             engine=engine,
