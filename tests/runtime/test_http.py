@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import random
 import re
 import socket
@@ -8,10 +9,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeops.errors import ConfigError
-from edgeops_runtime.serving.http import Limits, Request, Response
+from edgeops_runtime.serving.http import KnownHeads, Limits, Request, Response, _Reader
 from edgeops_runtime.serving.listener import Listener, address_of, bind
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
@@ -368,3 +372,74 @@ def test_an_address_that_cannot_be_had_is_a_config_error(address, tmp_path):
     with pytest.raises(ConfigError, match="is no socket"):
         bind(f"unix:{file}")
     assert file.read_text() == "kept"
+
+
+def reader_finds(wire, splits, heads):
+    """What a reader makes of some bytes that arrive in pieces: the requests, and the rule that was broken."""
+    reader = _Reader(Limits(body_bytes=200, header_bytes=300), heads, None)
+    found = []
+    pieces = [wire[start:end] for start, end in itertools.pairwise((0, *sorted(splits), len(wire)))]
+    for piece in filter(None, pieces):
+        while piece:
+            if reader.room is not None:
+                taken = min(len(piece), len(reader.room))
+                reader.room[:taken] = piece[:taken]
+                reader.fill(taken)
+                piece = piece[taken:]  # noqa: PLW2901 - as a socket gives it
+            elif reader.problem is None and not reader.feed(piece):
+                piece = b""  # noqa: PLW2901
+            else:
+                break
+        found += [(r.method, r.path, r.headers, bytes(r.body), r.keep_alive) for r in reader.requests]
+        reader.requests.clear()
+    return found, reader.problem
+
+
+HEADS = (
+    b"POST /infer HTTP/1.1\r\nContent-Length: 20\r\nInference-Header-Content-Length: 7\r\n\r\n",
+    b"POST /infer HTTP/1.1\r\ncontent-length: 20\r\nConnection: close\r\n\r\n",
+    b"POST /infer HTTP/1.0\r\nContent-Length:20\r\n\r\n",
+    b"GET /v2?x=1 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\r\n\r\nPOST /early HTTP/1.1\r\nContent-Length: 4\r\n\r\n",
+    b"POST /bare HTTP/1.1\nContent-Length: 4\n\n",
+    b"POST /two HTTP/1.1\r\nContent-Length: 4\r\nContent-Length: 9\r\n\r\n",
+    b"POST /chunked HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n",
+    b"POST /both HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"POST /expect HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
+    b"POST /zero HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+    b"POST /large HTTP/1.1\r\nContent-Length: 201\r\n\r\n",
+    b"POST /fold HTTP/1.1\r\nX: a\r\n b\r\nContent-Length: 4\r\n\r\n",
+    b"NONSENSE\r\n\r\n",
+)
+BODIES = (b"", b"abcd", b"x" * 20, b"\r\n\r\n" * 5, b"POST /x HTTP/1.1\r\n\r\n", b"y" * 201)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    wire=st.lists(st.tuples(st.sampled_from(HEADS), st.sampled_from(BODIES)), min_size=1, max_size=3),
+    splits=st.lists(st.integers(0, 400), max_size=3),
+    others=st.lists(st.tuples(st.sampled_from(HEADS), st.sampled_from(BODIES)), max_size=6),
+)
+def test_a_head_that_is_recognised_means_what_it_means_when_parsed(wire, splits, others):
+    """Whatever other clients have sent before, and however the bytes arrive."""
+    heads = KnownHeads()
+    for head, body in (*others, *wire):
+        reader_finds(head + body, [], heads)
+    data = b"".join(head + body for head, body in wire)
+    splits = [split for split in splits if split < len(data)]
+    fresh, problem = reader_finds(data, splits, KnownHeads())
+    known, known_problem = reader_finds(data, splits, heads)
+    assert known == fresh
+    assert (known_problem and known_problem[0]) == (problem and problem[0])
+
+
+def test_a_large_body_behind_a_known_head_is_received_in_place(desk, make_listener):
+    head = b"POST /x HTTP/1.1\r\nContent-Length: 90000\r\nInference-Header-Content-Length: 37\r\n\r\n"
+    _, listening = make_listener()
+    with socket.create_connection(listening.getsockname(), timeout=20) as client:
+        for number in range(3):
+            client.sendall(head + b"z" * 89_997 + b"%03d" % number)
+            assert client.recv(1 << 16).endswith(b'"size":90000}')
+    assert [type(request.body) for request in desk.seen] == [bytes, memoryview, memoryview]
+    assert [bytes(request.body[-4:]) for request in desk.seen] == [b"z000", b"z001", b"z002"]
+    assert np.frombuffer(desk.seen[2].body, np.uint8)[37:].ctypes.data % 64 == 0
