@@ -411,10 +411,10 @@ HEADS = (
     b"POST /fold HTTP/1.1\r\nX: a\r\n b\r\nContent-Length: 4\r\n\r\n",
     b"NONSENSE\r\n\r\n",
 )
-BODIES = (b"", b"abcd", b"x" * 20, b"\r\n\r\n" * 5, b"POST /x HTTP/1.1\r\n\r\n", b"y" * 201)
+BODIES = (b"", b"abcd", b"\r\n\r\nwxyz", b"x" * 20, b"\r\n\r\n" * 5, b"POST /x HTTP/1.1\r\n\r\n", b"y" * 201)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     wire=st.lists(st.tuples(st.sampled_from(HEADS), st.sampled_from(BODIES)), min_size=1, max_size=3),
     splits=st.lists(st.integers(0, 400), max_size=3),
