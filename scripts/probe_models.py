@@ -1,7 +1,7 @@
 """Write the tiny models that ``edgeops-agent doctor`` runs: ``python scripts/probe_models.py``.
 
-One network in two formats: a 3×3 convolution with ReLU in float, then a matrix product in int8, since it is the kernels of these two
-that meet a CPU's instructions. ``golden.json`` has inputs and answers, reckoned here in numpy and by no engine. Needs
+One network in two formats: a 3×3 convolution with ReLU in float, then a matrix product in int8, since it is the kernels of these
+two that meet a CPU's instructions. ``golden.json`` has inputs and answers, reckoned here in numpy and by no engine. Needs
 ``onnx``, ``ai-edge-litert`` (for its schema) and ``flatbuffers``; what it writes is committed.
 """
 

@@ -1,7 +1,7 @@
 """What can be known of the machine: CPU, heat, memory, pressure, limits, flash; ``None`` where it cannot be read.
 
-Reads ``/proc`` and ``/sys``, whose roots can be given. Which engines are installed is known by :mod:`edgeops_runtime.engines`, what
-to do about the readings by :mod:`edgeops_runtime.ladder`.
+Reads ``/proc`` and ``/sys``, whose roots can be given. Which engines are installed is known by :mod:`edgeops_runtime.engines`,
+what to do about the readings by :mod:`edgeops_runtime.ladder`.
 """
 
 import os
@@ -16,6 +16,7 @@ _PROC = Path("/proc")
 _SYS = Path("/sys")
 _THERMAL = _SYS / "class" / "thermal"
 _KIB = 1024
+_COLDEST_C, _HOTTEST_C = -60, 150
 
 
 class Throttling(IntFlag):
@@ -152,7 +153,7 @@ def load_average(proc: Path = _PROC) -> float | None:
 
 
 def temperature_c(thermal: Path = _THERMAL) -> float | None:
-    """The hottest thermal zone, in degrees Celsius."""
+    """The hottest thermal zone, in degrees Celsius; a zone that is switched off may read as anything, and is left out."""
     readings: list[float] = []
     try:
         zones = sorted(thermal.glob("thermal_zone*"))
@@ -161,7 +162,7 @@ def temperature_c(thermal: Path = _THERMAL) -> float | None:
     for zone in zones:
         lines = _lines(zone / "temp")
         readings.extend(int(line) / 1000 for line in lines if line.strip().lstrip("-").isdigit())
-    return max(readings, default=None)
+    return max((reading for reading in readings if _COLDEST_C < reading < _HOTTEST_C), default=None)
 
 
 def free_disk_bytes(directory: Path) -> int | None:

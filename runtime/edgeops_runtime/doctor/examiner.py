@@ -15,7 +15,7 @@ import msgspec
 
 from edgeops_runtime import host
 from edgeops_runtime.doctor.advisories import advisory_for
-from edgeops_runtime.doctor.verdicts import Ending, Outcome, Verdict, VerdictStore, judge, read_lines
+from edgeops_runtime.doctor.verdicts import Ending, EngineVerdict, Outcome, VerdictStore, judge, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ class Examiner:
         self._command = tuple(command)
         self._cpu = cpu or Cpu.here()
         self._limit_s = limit_s
-        self._found: dict[tuple[str, str], Verdict] = {}
+        self._found: dict[tuple[str, str], EngineVerdict] = {}
         self._turn = threading.Lock()
 
-    def examine(self, engine: str, engine_version: str) -> Verdict:
+    def examine(self, engine: str, engine_version: str) -> EngineVerdict:
         """The verdict on an engine: of the table, from memory, or by trying it, which takes seconds; from any thread."""
         with self._turn:
             found = self._found.get((engine, engine_version))
@@ -78,7 +78,7 @@ class Examiner:
                 self._found[engine, engine_version] = found
             return found
 
-    def usable(self, engines: Mapping[str, str], tell: Callable[[Verdict], None]) -> dict[str, str]:
+    def usable(self, engines: Mapping[str, str], tell: Callable[[EngineVerdict], object]) -> dict[str, str]:
         """Those engines that may serve.
 
         Args:
@@ -94,7 +94,7 @@ class Examiner:
                 tell(verdict)
         return usable
 
-    def _look_up(self, engine: str, engine_version: str) -> Verdict | None:
+    def _look_up(self, engine: str, engine_version: str) -> EngineVerdict | None:
         line = advisory_for(engine, engine_version, machine=self._cpu.machine, flags=self._cpu.flags)
         if line is not None:
             reason = f"{line.reason}; {line.first} to before {line.fixed}, see {line.source}"
@@ -107,7 +107,7 @@ class Examiner:
     def _cpu_key(self) -> str:
         return f"{self._cpu.machine} {self._cpu.name}"
 
-    def _try(self, engine: str, engine_version: str) -> Verdict:
+    def _try(self, engine: str, engine_version: str) -> EngineVerdict:
         logger.info("engine %s %s: not tried on this CPU yet", engine, engine_version)
         try:
             done = subprocess.run(  # noqa: S603 - our own module with our own arguments
@@ -134,8 +134,8 @@ class Examiner:
 
     def _verdict(
         self, engine: str, engine_version: str, outcome: Outcome, reason: str, *, is_lasting: bool = True
-    ) -> Verdict:
-        return Verdict(
+    ) -> EngineVerdict:
+        return EngineVerdict(
             engine=engine,
             version=engine_version,
             outcome=outcome,

@@ -45,10 +45,8 @@ class FakeEngine:
             EngineError: Its illness is ``system-error``.
         """
         if self._illness == "system-error":
-            try:
-                raise SystemError("<built-in method> returned a result with an exception set: _ARRAY_API not found")
-            except SystemError as error:
-                raise EngineError(f"{model_path.name}: cannot load it on {threads} threads: {error}") from error
+            cause = SystemError("<built-in function> returned NULL without setting an exception")
+            raise EngineError(f"{model_path.name}: cannot load it on {threads} threads") from cause
         if not set(variant.inputs) == {"x"}:
             raise EngineError(f"{model_path.name}: expected the input x, got {sorted(variant.inputs)}")
         return self
@@ -70,7 +68,7 @@ def _kill(number: signal.Signals) -> Callable[[FakeEngine], None]:
     return lambda _: os.kill(os.getpid(), number)
 
 
-ILLNESSES: dict[str, Callable[[FakeEngine], None]] = {
+ILLNESSES: dict[str, Callable[[FakeEngine], object]] = {
     "none": lambda _: None,
     "wrong": lambda _: None,
     "system-error": lambda _: None,
@@ -78,9 +76,9 @@ ILLNESSES: dict[str, Callable[[FakeEngine], None]] = {
     "sigill": _kill(signal.SIGILL),
     "sigkill": _kill(signal.SIGKILL),
     "abort": lambda _: os.abort(),
-    "sigsegv": lambda _: ctypes.string_at(0) and None,
+    "sigsegv": lambda _: ctypes.string_at(0),
     "leak": FakeEngine.leak,
-    "hang": lambda _: threading.Event().wait() and None,
+    "hang": lambda _: threading.Event().wait(),
 }
 """What happens at each run."""
 

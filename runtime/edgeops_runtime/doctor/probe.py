@@ -1,6 +1,6 @@
-"""The throw-away process that tries one engine: import it, build a tiny model, answer golden rows, run some 300 times, watch memory.
+"""The throw-away process that tries one engine: import it, build a tiny model, run it some 300 times, watch answers and memory.
 
-Started as ``python -m edgeops_runtime.doctor.probe --engine NAME``; writes the lines of :mod:`edgeops_runtime.doctor.verdicts` to stdout.
+Started as ``python -m edgeops_runtime.doctor.probe --engine NAME``; writes the lines of :mod:`edgeops_runtime.doctor.verdicts`.
 Whatever kills it is seen by :mod:`edgeops_runtime.doctor.examiner`.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.manifest import Variant
-from edgeops_runtime.doctor.verdicts import MOST_KIB_PER_RUN, Finished, Imported, Loaded, ProbeLine, Refused
+from edgeops_runtime.doctor.verdicts import Finished, Imported, Loaded, ProbeLine, Refused
 from edgeops_runtime.engines import ENGINES, load_engine
 from edgeops_runtime.engines.engine import Engine, Session
 from edgeops_runtime.host import rss_bytes

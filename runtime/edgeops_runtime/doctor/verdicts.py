@@ -1,6 +1,6 @@
 """What the probe of an engine says, what is to be thought of it, and the memory of that on disk.
 
-Judging is pure: lines and the end of the process in, a verdict out. A verdict holds for one engine version with one numpy on one CPU.
+Judging is pure: lines and the end of the process in, a verdict out. It holds for one engine version with one numpy on one CPU.
 """
 
 import logging
@@ -89,7 +89,7 @@ class Outcome(StrEnum):
 _FAULTS = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE})
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class EngineVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """What is thought of an engine here.
 
     Attributes:
@@ -136,7 +136,7 @@ def read_lines(output: bytes) -> list[ProbeLine]:
     return found
 
 
-def judge(engine: str, version: str, lines: Sequence[ProbeLine], ending: Ending) -> Verdict:
+def judge(engine: str, version: str, lines: Sequence[ProbeLine], ending: Ending) -> EngineVerdict:
     """What to think of an engine after its probe.
 
     >>> judge("tflite", "2.14.0", [Imported(version="2.14.0", numpy="2.1.0")], Ending(code=-4)).reason
@@ -148,7 +148,7 @@ def judge(engine: str, version: str, lines: Sequence[ProbeLine], ending: Ending)
     figures = {}
     if isinstance(last, Finished):
         figures = {"runs": float(last.runs), "kib_per_run": last.kib_per_run, "median_us": last.median_us}
-    return Verdict(
+    return EngineVerdict(
         engine=engine,
         version=version,
         outcome=outcome,
@@ -180,7 +180,7 @@ def _judge(last: ProbeLine | None, ending: Ending, numpy: str) -> tuple[Outcome,
 
 def _refused(line: Refused, numpy: str) -> tuple[Outcome, str, bool]:
     text = f"{line.stage}: {line.kind}: {line.reason}"
-    # Built against numpy 1, run with numpy 2: the import succeeds, the first interpreter raises SystemError (_ARRAY_API not found).
+    # Built for numpy 1, run with 2: the import succeeds, the first interpreter raises SystemError (_ARRAY_API not found).
     if line.kind == "SystemError" or "_ARRAY_API" in line.reason or "numpy.core.multiarray" in line.reason:
         return Outcome.NUMPY_MISMATCH, f"does not fit numpy {numpy or 'as installed'} ({text}); install 'numpy<2'", True
     if line.kind == "MemoryError":
@@ -226,14 +226,14 @@ class VerdictStore:
         self._path = path
         self._known = self._read()
 
-    def find(self, engine: str, version: str, *, numpy: str, cpu: str) -> Verdict | None:
+    def find(self, engine: str, version: str, *, numpy: str, cpu: str) -> EngineVerdict | None:
         """What was found before with the same engine, numpy and CPU."""
         for verdict in self._known:
             if (verdict.engine, verdict.version, verdict.numpy, verdict.cpu) == (engine, version, numpy, cpu):
                 return verdict
         return None
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: EngineVerdict) -> None:
         """Remember a verdict, in place of the one of the same engine; one that may come out otherwise is not kept."""
         if not verdict.is_lasting:
             return
@@ -244,9 +244,9 @@ class VerdictStore:
         except OSError as error:
             logger.warning("%s: not written: %s", self._path, error)
 
-    def _read(self) -> list[Verdict]:
+    def _read(self) -> list[EngineVerdict]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[Verdict])
+            return msgspec.json.decode(self._path.read_bytes(), type=list[EngineVerdict])
         except FileNotFoundError:
             return []
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
