@@ -5,8 +5,8 @@
     normal → no shadow → no capture → fewer threads → shed load
 
 Each signal (temperature, throttling, memory pressure, available memory) climbs and descends for itself: up as soon as it has
-stood at a threshold for its ``rise_s``, by as many rungs as the threshold says; down by one rung, after it has stood at or below the
-lower threshold of that rung for its ``fall_s``. Between the two nothing changes. The board is on the highest rung of any signal.
+stood at a threshold for its ``rise_s``, by as many rungs as the threshold says; down by one rung, after it has stood at or below
+the lower threshold of that rung for its ``fall_s``. Between the two nothing changes. The board is on the highest rung of any.
 Reading the signals is left to :mod:`edgeops_runtime.host`, acting to :mod:`edgeops_runtime.relief`.
 """
 

@@ -170,7 +170,7 @@ class Station:
         self._server.open()
         self.signals: dict[str, float | None] = {}
         """What the ladder reads; empty: all is calm, whatever the machine of the tests is like."""
-        self.probe_command = None
+        self.probe_command = self.notifier = None
         self.agent: Agent | None = None
         self._thread: threading.Thread | None = None
         self.link = None
@@ -212,6 +212,7 @@ class Station:
             worker_command=self.command,
             probe_command=self.probe_command,
             read_signals=lambda: self.signals,
+            notifier=self.notifier,
             rng=random.Random(1),
         )
         self._thread = threading.Thread(target=self.agent.run, name="agent", daemon=True)
