@@ -1,5 +1,7 @@
 """The ladder, by property: it climbs for a reason, never skips a rung on its way down, and stays between its thresholds."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,3 +104,16 @@ def test_a_sensor_that_is_lost_leads_down_one_rung_after_the_other():
     words = climb(ladder, range(20, 500, 5), temperature=None)
     assert words.count("no-capture") >= 12
     assert words[-1] == "normal"
+
+
+def test_the_guide_has_the_thresholds_of_the_ladder():
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "device.md").read_text()
+    for rung in list(Rung)[1:]:
+        row = next(line for line in guide.splitlines() if line.startswith(f"| `{rung.words}` |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")][2:]
+        expected = []
+        for signal in TABLE.values():
+            enter, leave = signal.enter[rung - 1], signal.leave[rung - 1]
+            words = f"{abs(enter):g} ({abs(leave):g}){signal.unit}"
+            expected.append("never" if enter == float("inf") else words)
+        assert cells == expected

@@ -10,7 +10,7 @@ from edgeops.errors import EdgeOpsError
 from edgeops_runtime.engines.engine import Tensors
 from edgeops_runtime.serving.comparison import compare_golden, first_golden_row
 from edgeops_runtime.serving.http import Handler, Request, Response, error_response
-from edgeops_runtime.serving.model import Model
+from edgeops_runtime.serving.model import LoadedModel
 
 PATH = b"/edgeops/checkup"
 
@@ -23,7 +23,7 @@ class Checkup:
         handler: Answers everything else.
     """
 
-    def __init__(self, model: Model, handler: Handler) -> None:
+    def __init__(self, model: LoadedModel, handler: Handler) -> None:
         self._model = model
         self._handler = handler
         self._golden: Tensors | None = None
