@@ -41,6 +41,10 @@ LATENCY_SLACK_MS = 5.0
 """A candidate that is slower by less than this is not called slow, whatever the ratio: below it the machine's noise decides."""
 
 
+HELD = "the board is hot or short of memory"
+"""Why a trial waits."""
+
+
 class Step(StrEnum):
     """What is under way."""
 
@@ -329,7 +333,7 @@ def _fetched(deployment: Deployment, event: Fetched | FetchEnded, now: float) ->
 
 def _start(deployment: Deployment, now: float) -> Outcome:
     if deployment.is_strained:
-        return _go(deployment, Step.HELD, now, state=DeploymentState.VERIFIED), ()
+        return _hold(deployment, now), ()
     counted = msgspec.structs.replace(deployment, attempt=deployment.attempt + 1)
     return _go(counted, Step.START, now), (Action.START,)
 
@@ -341,11 +345,16 @@ def _strained(deployment: Deployment, now: float) -> Outcome:
     if deployment.step not in {Step.START, Step.GOLDEN, Step.RECENT, Step.SHADOW}:
         return strained, ()
     uncounted = msgspec.structs.replace(strained, attempt=max(deployment.attempt - 1, 0))
-    return _go(uncounted, Step.HELD, now, state=DeploymentState.VERIFIED), (Action.PUT_BACK,)
+    return _hold(uncounted, now), (Action.PUT_BACK,)
+
+
+def _hold(deployment: Deployment, now: float) -> Deployment:
+    held = msgspec.structs.replace(deployment, reason=HELD)
+    return _go(held, Step.HELD, now, state=DeploymentState.VERIFIED)
 
 
 def _relieved(deployment: Deployment, now: float) -> Outcome:
-    relieved = msgspec.structs.replace(deployment, is_strained=False)
+    relieved = msgspec.structs.replace(deployment, is_strained=False, reason="")
     if deployment.step is Step.HELD:
         return _start(relieved, now)
     if deployment.is_strained and deployment.step is Step.PROBATION:
@@ -440,7 +449,7 @@ def _died(deployment: Deployment, reason: str, now: float) -> Outcome:
 def _tick(deployment: Deployment, now: float) -> Outcome:
     if now - deployment.began >= deployment.trial.deadline_s:
         text = f"not committed within {deployment.trial.deadline_s:g} s, at step {deployment.step}"
-        text += ": the board was hot or short of memory" if deployment.is_strained else ""
+        text += f": {HELD}" if deployment.is_strained else ""
         state = DeploymentState.ROLLED_BACK if deployment.is_switched else DeploymentState.EXPIRED
         return _end(deployment, state, ReasonClass.TRANSIENT, text)
     waits_for_worker = deployment.step not in {Step.FETCH, Step.HELD, Step.PROBATION}

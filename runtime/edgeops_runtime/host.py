@@ -98,17 +98,20 @@ def total_memory_bytes(proc: Path = _PROC) -> int | None:
 
 
 def cgroup_memory(proc: Path = _PROC, sys: Path = _SYS) -> CgroupMemory | None:
-    """The memory of this process's control group; ``None`` without version 2, or in the root group."""
+    """The memory of this process's control group; ``None`` without version 2, or where no group is set up for it."""
     root = sys / "fs" / "cgroup"
-    path = next((line.removeprefix("0::/") for line in _lines(proc / "self" / "cgroup") if line.startswith("0::/")), "")
+    # In a container the group is the root of what is seen; the machine's own root has no such files.
+    path = next(
+        (line.removeprefix("0::/") for line in _lines(proc / "self" / "cgroup") if line.startswith("0::/")), None
+    )
+    if path is None:
+        return None
     group = root / path
     current = next(iter(_numbers([group / "memory.current"])), None)
-    if not path or current is None:
+    if current is None:
         return None
-    limits, ancestor = [], group
-    while ancestor != root:
-        limits += _numbers([ancestor / "memory.max"])  # "max" is no number.
-        ancestor = ancestor.parent
+    above = [each for each in group.parents if each.is_relative_to(root)]
+    limits = _numbers([each / "memory.max" for each in (group, *above)])  # "max" is no number.
     cached = _field(group / "memory.stat", "inactive_file") or 0
     return CgroupMemory(
         limit_bytes=min(limits, default=None),

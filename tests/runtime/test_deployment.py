@@ -205,12 +205,13 @@ def test_answer_to_a_question_of_an_earlier_step_is_ignored():
 def test_strain_puts_a_trial_back_and_its_start_does_not_count(events):
     held, actions = drive(*events, Strained(), Strained())
     assert (held.step, held.state, held.attempt) == (Step.HELD, DeploymentState.VERIFIED, 0)
+    assert "hot" in held.reason
     assert actions.count(Action.PUT_BACK) == 1
     # Neither time, nor the end of the worker that was put back, nor a late answer moves it.
     for event in (Tick(), Died("killed"), Ready(), shadow(failed=3)):
         assert step(held, event, now=100.0) == (held, ())
     again, actions = step(held, Relieved(), now=200.0)
-    assert (again.step, again.attempt, actions) == (Step.START, 1, (Action.START,))
+    assert (again.step, again.attempt, again.reason, actions) == (Step.START, 1, "", (Action.START,))
 
 
 def test_strain_holds_what_is_downloaded_until_its_deadline():
