@@ -5,8 +5,12 @@ import threading
 
 import pytest
 
+from edgeops_runtime.serving.budget import ThreadBudget
+from edgeops_runtime.serving.checkup import PATH, Checkup
 from edgeops_runtime.serving.http import Request, Response
+from edgeops_runtime.serving.model import load
 from edgeops_runtime.serving.priority import Cores, yield_to_others
+from edgeops_runtime.serving.repository import Served
 from edgeops_runtime.serving.shedding import Shedder
 
 
@@ -30,6 +34,20 @@ def test_who_is_turned_away_is_told_when_to_come_again_and_questions_are_answere
     shedder.share = 1.0
     assert dict(shedder(request()).headers)["Retry-After"] == "2"
     assert shedder(request(method=b"GET", path=b"/v2/health/ready")).status == 200
+
+
+def test_a_checkup_waits_for_its_turn_so_that_lanes_which_hang_are_found(make_bundle):
+    budget = ThreadBudget(1)
+    with load(make_bundle("1.0.0").path) as model:
+        checkup = Checkup(Served(model.loaded, budget=budget), lambda _: Response(404), patience_s=0.05)
+        asked = request(method=b"GET", path=PATH)
+        assert checkup(asked).status == 200
+        assert budget.enter()
+        assert checkup(asked).status == 503
+        budget.leave()
+        assert checkup(asked).status == 200
+        assert checkup(request()).status == 404
+        assert model.window().requests == 0
 
 
 def on_a_thread(what):

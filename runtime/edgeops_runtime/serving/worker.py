@@ -66,7 +66,7 @@ class Worker:
         self._cores = Cores()
         served = Served(model, budget=ThreadBudget.for_machine(threads), observer=self._observe)
         self._shedder = Shedder(Service(Repository(served)))
-        self._listener = Listener(listening, Checkup(model, self._shedder))
+        self._listener = Listener(listening, Checkup(served, self._shedder))
         self._is_draining = False
 
     def obey(self) -> NoReturn:
