@@ -160,6 +160,12 @@ def test_chatter_of_an_engine_is_not_taken_for_a_line():
         ),
         ([Finished(runs=9, checked=4, wrong=0, difference=0.0, kib_per_run=0.0, median_us=1.0)], Ending(code=-6), "ok"),
         ([Refused(stage="run", kind="MemoryError", reason="")], Ending(code=0), "unknown"),
+        # What tflite-runtime 2.14.0 says with numpy 2.4.6, at the bottom of its SystemError.
+        (
+            [Refused(stage="load", kind="ImportError", reason="numpy.core.multiarray failed to import")],
+            Ending(code=0),
+            "numpy mismatch",
+        ),
         ([Refused(stage="load", kind="RuntimeError", reason="no such operator")], Ending(code=0), "refused"),
         (
             [Imported(version="1", numpy="2"), Loaded()],
