@@ -240,7 +240,16 @@ class Notice(Record, frozen=True, kw_only=True, tag="notice"):
 
 
 class HostMetrics(_Message, frozen=True, kw_only=True):
-    """The state of the device; ``None`` where it cannot be read."""
+    """The state of the device; ``None`` where it cannot be read.
+
+    Attributes:
+        rung: Of the load-shedding ladder: ``normal``, ``no-shadow``, ``no-capture``, ``fewer-threads``, ``shed-load``.
+        throttled: Bits that the firmware of a Raspberry Pi sets: 1 under-voltage, 2 frequency capped, 4 throttled, 8 soft limit.
+        cpu_pressure: Share of the last ten seconds in which some process waited, in percent; likewise memory and io.
+        cgroup_used_bytes: Without cached files that can be given back.
+        agent_written_bytes: To disk, since the agent's start.
+        flash_wear_percent: Used life of an eMMC, in steps of 10.
+    """
 
     agent_rss_bytes: int | None = None
     worker_rss_bytes: int | None = None
@@ -249,6 +258,20 @@ class HostMetrics(_Message, frozen=True, kw_only=True):
     load: float | None = None
     temperature_c: float | None = None
     outbox_bytes: int | None = None
+    rung: str | None = None
+    throttled: int | None = None
+    throttled_since_boot: int | None = None
+    cpu_mhz: float | None = None
+    cpu_max_mhz: float | None = None
+    cpu_pressure: float | None = None
+    memory_pressure: float | None = None
+    io_pressure: float | None = None
+    total_memory_bytes: int | None = None
+    cgroup_limit_bytes: int | None = None
+    cgroup_used_bytes: int | None = None
+    cgroup_oom_kills: int | None = None
+    agent_written_bytes: int | None = None
+    flash_wear_percent: int | None = None
 
 
 class Telemetry(Record, frozen=True, kw_only=True, tag="telemetry"):

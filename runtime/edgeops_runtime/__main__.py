@@ -1,4 +1,7 @@
-"""The command ``edgeops-agent``: join a fleet, run, show the state; what happens then is :mod:`edgeops_runtime.agent`'s."""
+"""The command ``edgeops-agent``: join a fleet, run, show the state, look for what is wrong.
+
+What happens then is :mod:`edgeops_runtime.agent`'s and :mod:`edgeops_runtime.doctor`'s.
+"""
 
 import json
 import logging
@@ -21,6 +24,8 @@ from edgeops.topics import check_name
 from edgeops_runtime.agent import ADDRESS_FILE, Agent
 from edgeops_runtime.config import Config, load_config
 from edgeops_runtime.desired import DesiredState
+from edgeops_runtime.doctor.examiner import Examiner
+from edgeops_runtime.doctor.report import diagnose
 from edgeops_runtime.engines import available_engines
 from edgeops_runtime.identity import Identity, enrol, is_enrolled, load_identity
 from edgeops_runtime.lifetimes import is_locked, read_boot
@@ -47,7 +52,12 @@ def edgeops_agent() -> None:
 @click.option(
     "--attribute", "attributes", multiple=True, metavar="KEY=VALUE", help="Something that rollouts can ask for."
 )
-@click.option("--listen", default="127.0.0.1:8101", show_default=True, help="Where inferences will be served.")
+@click.option(
+    "--listen",
+    default="",
+    show_default="a Unix socket, DATA/serve.sock",
+    help="Where inferences will be served: address:port or unix:/path.",
+)
 def enrol_command(
     *, server: str, token: str, device: str, data: Path, attributes: tuple[str, ...], listen: str
 ) -> None:
@@ -59,7 +69,8 @@ def enrol_command(
     path = config.directory / "agent.toml"
     if not path.exists():
         # A JSON string is a TOML string.
-        path.write_text(f"data = {json.dumps(str(config.directory))}\nlisten = {json.dumps(listen)}\n")
+        lines = [f"data = {json.dumps(str(config.directory))}", *([f"listen = {json.dumps(listen)}"] if listen else [])]
+        path.write_text("\n".join(lines) + "\n")
     click.echo(f"{identity.device} is in fleet {identity.fleet}, group {identity.group}")
     click.echo(f"start it with: edgeops-agent run --config {path}")
 
@@ -89,6 +100,29 @@ def status_command(*, config_path: Path, as_json: bool) -> None:
         return
     for key, value in state.items():
         click.echo(f"{key:<12} {_in_words(value)}")
+
+
+@edgeops_agent.command("doctor")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The agent.toml; without it, only the engines and the machine are looked at.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def doctor_command(*, config_path: Path | None, as_json: bool) -> int:
+    """Look for what would keep a model from being served here; try each engine. Exit code 1 when there is something."""
+    config = load_config(config_path) if config_path is not None else None
+    report = diagnose(config, Examiner())
+    if as_json:
+        click.echo(json.dumps({"can_serve": report.can_serve, **msgspec.to_builtins(report)}, indent=2))
+    else:
+        for line in report.lines:
+            click.echo(f"{line.subject:<12} {line.level:<8} {line.text}")
+        click.echo(
+            "a model can be served here" if report.can_serve else "a model cannot be served here: see each failure"
+        )
+    return 0 if report.can_serve else 1
 
 
 def read_status(config: Config) -> dict[str, Any]:

@@ -7,7 +7,8 @@ No engine and no numpy is loaded here. Reads from top to bottom as the life of a
 import contextlib
 import logging
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -28,26 +29,34 @@ from edgeops_runtime.crew import Crew
 from edgeops_runtime.deployer import Deployer
 from edgeops_runtime.deployment import Deployment
 from edgeops_runtime.desired import DesiredState
+from edgeops_runtime.doctor.examiner import PROBE_COMMAND, Examiner
+from edgeops_runtime.doctor.verdicts import EngineVerdict, VerdictStore
 from edgeops_runtime.downloads import Downloader, HttpDownloader
 from edgeops_runtime.endpoint import Endpoint
 from edgeops_runtime.engines import available_engines, choose_variant
 from edgeops_runtime.identity import Identity
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal, stamp
+from edgeops_runtime.ladder import Ladder, signals
 from edgeops_runtime.lifetimes import count_boot, lock_directory
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.mailbox import Mailbox, Receivers
 from edgeops_runtime.outbox import Outbox
+from edgeops_runtime.relief import Readings, Relief, read_signals
 from edgeops_runtime.retries import Retries
 from edgeops_runtime.slots import Candidate, Slot, Slots, SlotStore
+from edgeops_runtime.systemd import Notifier
 from edgeops_runtime.telemetry import Windows
 from edgeops_runtime.updater import Updater
 from edgeops_runtime.uplink import Uplink
+from edgeops_runtime.watchdog import Situation as Serving
+from edgeops_runtime.watchdog import Watchdog, ask
 from edgeops_runtime.worker_process import WORKER_COMMAND
 
 logger = logging.getLogger(__name__)
 
 ADDRESS_FILE = "address"
+ENGINES_FILE = "engines.json"
 _LOOK_AGAIN_S = 30.0
 _SYNC_S = 5.0
 _IDLE_S = 1.0
@@ -65,6 +74,9 @@ class Agent:
         clock: The machine's clocks.
         downloader: Where blobs come from.
         worker_command: How to start a worker.
+        probe_command: How to try an engine before its first use; ``None``: engines are taken as they are.
+        read_signals: What the ladder reads.
+        notifier: To systemd; by default as the environment says.
         rng: For the pauses between tries.
 
     Raises:
@@ -81,6 +93,9 @@ class Agent:
         *,
         downloader: Downloader | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
+        probe_command: Sequence[str] | None = PROBE_COMMAND,
+        read_signals: Callable[[], Readings] = read_signals,
+        notifier: Notifier | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.config, self.identity = config, identity
@@ -92,9 +107,13 @@ class Agent:
             self._clock = TrustedClock(clock or SystemClock(), directory / "clock")
             self._boot = count_boot(directory, now=self._clock.now())
             self._engines = available_engines()
+            self._examiner = (
+                Examiner(VerdictStore(directory / ENGINES_FILE), command=probe_command) if probe_command else None
+            )
+            self._notifier = notifier or Notifier()
             self._store = SlotStore(directory)
             self._set_model(config.model)
-            self._endpoint = Endpoint(config.listen, address_file=directory / ADDRESS_FILE)
+            self._endpoint = Endpoint(config.serving_address(), address_file=directory / ADDRESS_FILE)
             held.callback(self._endpoint.close)
             self.address = self._endpoint.address
             """Where inferences are served."""
@@ -177,6 +196,24 @@ class Agent:
                 scratch=directory,
                 on_change=self._deployment_changed,
             )
+            self._relief = Relief(
+                loop=self._loop,
+                uptime=self._clock.uptime,
+                read=read_signals,
+                ladder=Ladder(signals(config.hot_c)),
+                ease=self._crew.ease,
+                strain=self._strained,
+                notice=self._notice,
+            )
+            self._watchdog = Watchdog(
+                loop=self._loop,
+                uptime=self._clock.uptime,
+                notifier=self._notifier,
+                ask=partial(ask, self.address),
+                situation=self._how_it_serves,
+                count=partial(self._crew.ask_windows, lambda: None),
+                notice=self._notice,
+            )
             self._retries = Retries(self._clock.uptime, self._rng)
             self._reported: set[tuple[str | None, str]] = set()
             self._look_at: Timer | None = None
@@ -193,7 +230,13 @@ class Agent:
         self._link.open(will=self._uplink.next_will, on_connect=self._uplink.connected)
         self._loop.call_later(self.config.telemetry_window_s, self._window_ends)
         self._loop.call_later(_SYNC_S, self._sync)
+        self._examine_current()
+        if self.config.shed_load:
+            self._relief.look()
         self._look()
+        self._notifier.ready()
+        self._tell_systemd()
+        self._watchdog.look()
         try:
             self._loop.run()
         finally:
@@ -324,14 +367,40 @@ class Agent:
         self._uplink.state_changed()
 
     def _choose_variant(self, manifest: Manifest) -> tuple[Variant, str] | str:
+        """On the thread of the download, since an engine that was never used here is tried first."""
+        engines, failed = self._engines, list[str]()
+        if self._examiner is not None:
+            wanted = {name: engines[name] for name in self.config.engines or engines if name in engines}
+            engines = self._examiner.usable(wanted, lambda verdict: failed.append(self._engine_failed(verdict)))
         fitting, objections = choose_variant(
             manifest,
-            self._engines,
+            engines,
             preference=self.config.engines,
             cpu=host.cpu_flags(),
             memory_bytes=host.available_memory_bytes(),
         )
-        return fitting[0] if fitting else objections
+        return fitting[0] if fitting else "; ".join((objections, *failed))
+
+    def _engine_failed(self, verdict: EngineVerdict) -> str:
+        """From any thread; returns it in words."""
+        text = f"engine {verdict.engine} {verdict.version} {verdict.outcome}: {verdict.reason}"
+
+        def tell() -> None:
+            if self._engines.get(verdict.engine) == verdict.version:
+                self._engines = {name: each for name, each in self._engines.items() if name != verdict.engine}
+                self._notice("engine-failed", text)
+                self._uplink.state_changed()
+
+        self._loop.post(tell)
+        return text
+
+    def _examine_current(self) -> None:
+        """The engine of the version that serves may be another one since the last start; it serves meanwhile."""
+        examiner, current = self._examiner, self._store.slots.current
+        if examiner is None or current is None or current.engine not in self._engines:
+            return
+        engine = {current.engine: self._engines[current.engine]}
+        threading.Thread(target=lambda: examiner.usable(engine, self._engine_failed), name="probe", daemon=True).start()
 
     def _deployment_changed(self, deployment: Deployment) -> None:
         self._uplink.state_changed()
@@ -399,6 +468,23 @@ class Agent:
 
     def _serving_changed(self) -> None:
         self._uplink.state_changed()
+        self._tell_systemd()
+
+    def _strained(self, is_strained: bool) -> None:
+        self._deployer.strain(is_strained)
+        self._tell_systemd()
+
+    def _tell_systemd(self) -> None:
+        slot = self._incumbent.slot
+        serving = "no model to serve" if slot is None else f"{self._store.slots.model} {slot.version}"
+        self._notifier.status(f"{serving} at {self.address}, load {self._relief.rung.words}")
+
+    def _how_it_serves(self) -> Serving:
+        return Serving(
+            is_wanted=self._incumbent.slot is not None and not self._is_stopping,
+            is_given_up=self._incumbent.is_given_up,
+            answered=self._windows.answered,
+        )
 
     def _set_model(self, model: str) -> None:
         known = self._store.slots.model
@@ -436,7 +522,10 @@ class Agent:
     def _report(self) -> None:
         for window in self._windows.close():
             metrics = host.read_metrics(
-                self.config.directory, worker_rss_bytes=window.rss_bytes, outbox_bytes=self._outbox.size_bytes
+                self.config.directory,
+                worker_rss_bytes=window.rss_bytes,
+                outbox_bytes=self._outbox.size_bytes,
+                rung=self._relief.rung.words if self.config.shed_load else None,
             )
             self._journal.telemetry(self._store.slots.model, window, metrics)
         self._clock.save_sometimes()
@@ -487,6 +576,7 @@ class Agent:
         if self._is_stopping:
             return
         self._is_stopping = True
+        self._notifier.stopping()
         self._deployer.cancel_fetch()
         self._crew.drain_all(self._drained, idle_s=_IDLE_S)
 

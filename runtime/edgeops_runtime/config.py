@@ -1,6 +1,8 @@
 """``agent.toml``: the settings of one agent, read and checked; nothing here touches the network or starts anything."""
 
 import ipaddress
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -8,9 +10,12 @@ import msgspec
 from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops.selection import Attribute
 from edgeops.topics import check_name
+from edgeops_runtime.ladder import HOT_C
 
+SOCKET_FILE = "serve.sock"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MIN_OUTBOX_BYTES = 64 << 10
+_MIN_HOT_C, _MAX_HOT_C = 40, 120
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -18,26 +23,31 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         data: Directory that belongs to this agent alone: identity, slots, blobs, outbox.
-        listen: ``host:port`` or ``unix:/path``, where inferences are served; port 0 takes a free one and keeps it.
+        listen: ``host:port`` or ``unix:/path``, where inferences are served; port 0 takes a free one and keeps it. Empty: a Unix
+            socket, see :attr:`serving_address`.
         model: The model to run; empty: the first that the desired state names.
         engines: Engines that may be used, the preferred first; empty: all that are installed.
         threads: Threads of one inference.
         telemetry_window_s: Length of a telemetry window, in seconds.
         capture: Whether inputs may leave the device when a command asks for samples.
         outbox_bytes: Most that unsent records may take on disk.
+        shed_load: Whether load is shed while the board is hot or short of memory.
+        hot_c: Temperature that the board must not reach, in degrees Celsius; load is shed before it.
         worker_memory_mb: Memory at which a worker's allocations fail, so that it dies and not the board; ``None``: no limit.
         attributes: What this device says of itself; those of the enrolment win.
         server: Base URL, for enrolment at the first start; with ``device`` and ``token``.
     """
 
     data: str
-    listen: str = "127.0.0.1:8101"
+    listen: str = ""
     model: str = ""
     engines: tuple[str, ...] = ()
     threads: int = 1
     telemetry_window_s: float = 60.0
     capture: bool = False
     outbox_bytes: int = 64 << 20
+    shed_load: bool = True
+    hot_c: float = HOT_C
     worker_memory_mb: int | None = None
     attributes: dict[str, Attribute] = {}
     log_level: str = "info"
@@ -46,7 +56,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     token: str = ""
 
     def __post_init__(self) -> None:
-        parse_listen(self.listen)
+        if self.listen:
+            parse_listen(self.listen)
         _require(bool(self.data), "data", "a directory", self.data)
         _require(self.threads >= 1, "threads", "1 or more", self.threads)
         _require(self.telemetry_window_s > 0, "telemetry_window_s", "more than 0", self.telemetry_window_s)
@@ -54,6 +65,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             self.outbox_bytes >= _MIN_OUTBOX_BYTES, "outbox_bytes", f"{_MIN_OUTBOX_BYTES} or more", self.outbox_bytes
         )
         _require(self.worker_memory_mb is None or self.worker_memory_mb > 0, "worker_memory_mb", "more than 0", 0)
+        _require(_MIN_HOT_C <= self.hot_c <= _MAX_HOT_C, "hot_c", f"{_MIN_HOT_C} to {_MAX_HOT_C} °C", self.hot_c)
         _require(self.log_level in LOG_LEVELS, "log_level", " | ".join(LOG_LEVELS), self.log_level)
         if self.model:
             check_name("model", self.model)
@@ -62,6 +74,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def directory(self) -> Path:
         """``data`` as an absolute path."""
         return Path(self.data).expanduser().absolute()
+
+    def serving_address(self, environ: Mapping[str, str] = os.environ) -> str:
+        """``listen``, or by default the Unix socket ``serve.sock``: in systemd's runtime directory, else in the data directory.
+
+        Args:
+            environ: May have ``RUNTIME_DIRECTORY``, whose first directory is taken.
+        """
+        runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        return self.listen or f"unix:{Path(runtime or self.directory) / SOCKET_FILE}"
 
 
 def load_config(path: Path) -> Config:

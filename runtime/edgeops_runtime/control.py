@@ -37,9 +37,13 @@ class Recent(_Line, frozen=True, kw_only=True, tag="recent"):
 
 
 class Shadow(_Line, frozen=True, kw_only=True, tag="shadow"):
-    """Agent, to the candidate: answer the inputs in the ``.npz`` at ``path`` and compare with the answers in it."""
+    """Agent, to the candidate: answer the inputs in the ``.npz`` at ``path`` and compare with the answers in it.
+
+    It takes what CPU is left over, and ``budget_s`` at most; then the answers so far are the result.
+    """
 
     path: str
+    budget_s: float = 30.0
 
 
 class Serve(_Line, frozen=True, kw_only=True, tag="serve"):
@@ -64,6 +68,20 @@ class Collect(_Line, frozen=True, kw_only=True, tag="collect"):
     command: str
     count: int
     share: float
+
+
+class Ease(_Line, frozen=True, kw_only=True, tag="ease"):
+    """Agent: take less of the board from now on; the whole state, so that the last one counts. No answer.
+
+    Attributes:
+        capture: Whether rows are drawn for orders to collect; orders are kept.
+        cores: How many the process may use; ``None``: all.
+        shed: Share of the inference requests that are answered with 503.
+    """
+
+    capture: bool = True
+    cores: int | None = None
+    shed: float = 0.0
 
 
 class Drain(_Line, frozen=True, kw_only=True, tag="drain"):
@@ -110,7 +128,7 @@ class ShadowResult(_Line, frozen=True, kw_only=True, tag="shadow_result"):
 
     Attributes:
         agreement: Share of answers with the incumbent's top class; ``None`` when there was nothing to compare.
-        latency_ms: Median of one answer.
+        latency_ms: Median of the CPU time of one answer: the shadow waits for others, which is not the candidate's fault.
     """
 
     answered: int
@@ -165,7 +183,7 @@ class Drained(_Line, frozen=True, kw_only=True, tag="drained"):
     window: WindowClosed
 
 
-FromAgent = Golden | Recent | Shadow | Serve | Pause | Window | Collect | Drain
+FromAgent = Golden | Recent | Shadow | Serve | Pause | Window | Collect | Ease | Drain
 FromWorker = (
     Ready | Failed | GoldenResult | RecentResult | ShadowResult | Serving | Paused | WindowClosed | Sampled | Drained
 )

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from edgeops_runtime.control import Drain, Drained, FromWorker, Sampled, WindowClosed
+from edgeops_runtime.control import Drain, Drained, Ease, FromWorker, Sampled, WindowClosed
 from edgeops_runtime.control import Window as AskWindow
 from edgeops_runtime.loop import Loop
 from edgeops_runtime.slots import Slot
@@ -78,6 +78,7 @@ class Crew:
         self._on_sample = on_sample
         self._threads, self._memory_bytes = threads, memory_bytes
         self._command = command
+        self._ease = Ease()
         self._members: dict[WorkerProcess, _Member] = {}
         self._on_empty: Callable[[], None] | None = None
         self._on_windows: Callable[[], None] | None = None
@@ -104,8 +105,16 @@ class Crew:
         )
         process = WorkerProcess(order, listen_fd=self._listen_fd, listener=self._listen, command=self._command)
         self._members[process] = _Member(slot=slot, owner=owner)
+        if self._ease != Ease():
+            process.send(self._ease)  # It reads that once it has loaded.
         logger.info("worker %s: %s, %s on %s", process.pid, slot.version, slot.variant, slot.engine)
         return process
+
+    def ease(self, order: Ease) -> None:
+        """Have every worker, also those to come, take so much of the board."""
+        self._ease = order
+        for process in list(self._members):
+            process.send(order)
 
     def hand_over(self, process: WorkerProcess, owner: Owner) -> None:
         """Somebody else is told from now on."""

@@ -77,6 +77,7 @@ class Deployer:
         self._cancelled = threading.Event()
         self._live = LiveFigures()
         self._is_exposed = False
+        self._is_strained = False
         self._last_words = ""
         self._timers: list[Timer] = []
         incumbent.on_recent = lambda count: self._apply(deployment.RecentDone(count))
@@ -89,7 +90,9 @@ class Deployer:
             Action.ASK_SHADOW: lambda _: self._say(control.Shadow(path=str(self._recent_path))),
             Action.SWITCH: self._switch,
             Action.WATCH: self._watch,
+            Action.WATCH_ANEW: self._watch_anew,
             Action.COMMIT: self._commit,
+            Action.PUT_BACK: self._put_back,
             Action.DROP: self._drop,
         }
 
@@ -111,6 +114,7 @@ class Deployer:
             now=self._uptime(),
             previous=slots.current.version if slots.current is not None else None,
             is_known=slots.previous is not None and slots.previous.digest == candidate.digest,
+            is_strained=self._is_strained,
         )
         self._live, self._cancelled = LiveFigures(), threading.Event()
         self._is_exposed, self._last_words = False, ""
@@ -130,6 +134,12 @@ class Deployer:
     def withdraw(self, reason: str) -> None:
         """It is no longer wanted."""
         self._apply(deployment.Withdrawn(reason))
+
+    def strain(self, is_strained: bool) -> None:
+        """The board is hot or short of memory, or no longer is."""
+        if is_strained is not self._is_strained:
+            self._is_strained = is_strained
+            self._apply(deployment.Strained() if is_strained else deployment.Relieved())
 
     def cancel_fetch(self) -> None:
         """The agent stops: let the download go, and keep its bytes."""
@@ -305,6 +315,18 @@ class Deployer:
     def _watch(self, _: Deployment) -> None:
         self._incumbent.pause()
         self._look()
+
+    def _watch_anew(self, _: Deployment) -> None:
+        self._live = LiveFigures()
+
+    def _put_back(self, held: Deployment) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            self._crew.kill(process)
+        try:
+            self._store.change(candidate=held.as_candidate(self._uptime()))
+        except OSError as error:
+            logger.warning("slots: %s", error)
 
     def _look(self) -> None:
         if self._process is not None and self._deployment is not None and self._deployment.step is Step.PROBATION:

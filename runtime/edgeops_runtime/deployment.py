@@ -6,12 +6,16 @@ A deployment and an event go in, the next deployment and what to do come out. Do
 ::
 
     offered → downloading → verified → trial (start → golden → recent → shadow) → probation → committed
-                  │                      │ dies: started again, until the attempts are used up
+                  │             ▲        │ dies: started again, until the attempts are used up
+                  │             └ held ──│ the board is hot or short of memory: put back until it is not
                   ▼                      ▼                                            │
         failed, rejected, expired     rolled_back  ◀───────────────────────────────────
 
 Before the switch (the step into probation) the incumbent has all the traffic and a failure costs nothing; after it, the incumbent
 waits, paused and warm, until the commit.
+
+A strained board (hot, or short of memory) starts no trial beside an incumbent and puts back one that has begun, whose start is
+not counted then; a probation goes on, is judged by errors alone, and begins anew after the strain. The deadline runs on.
 """
 
 from enum import StrEnum
@@ -37,10 +41,16 @@ LATENCY_SLACK_MS = 5.0
 """A candidate that is slower by less than this is not called slow, whatever the ratio: below it the machine's noise decides."""
 
 
+HELD = "the board is hot or short of memory"
+"""Why a trial waits."""
+
+
 class Step(StrEnum):
     """What is under way."""
 
     FETCH = "fetch"
+    HELD = "held"
+    """Ready to start, on a board that is strained."""
     START = "start"
     GOLDEN = "golden"
     RECENT = "recent"
@@ -65,7 +75,11 @@ class Action(StrEnum):
     """The candidate serves; once it does, the incumbent pauses."""
     WATCH = "watch"
     """Pause the incumbent, and ask the candidate for figures again and again."""
+    WATCH_ANEW = "watch_anew"
+    """Forget the figures so far."""
     COMMIT = "commit"
+    PUT_BACK = "put_back"
+    """End the candidate's worker, which nobody has asked anything, and remember that its start does not count."""
     DROP = "drop"
     """Stop the candidate; the incumbent serves, as it did or again."""
 
@@ -145,6 +159,14 @@ class Impossible(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Strained(msgspec.Struct, frozen=True):
+    """The board is hot or short of memory."""
+
+
+class Relieved(msgspec.Struct, frozen=True):
+    """It no longer is."""
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
@@ -161,6 +183,8 @@ Event = (
     | Figures
     | Withdrawn
     | Impossible
+    | Strained
+    | Relieved
     | Tick
 )
 
@@ -172,6 +196,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         began: Monotonic time of the offer, in seconds; ``step_began`` of the step.
         previous: The version that serves meanwhile, the incumbent; ``None`` when there is none.
         is_known: It has been committed here before, so going back to it is not held to what the newer one could do.
+        is_strained: The board is hot or short of memory, and this is a trial beside an incumbent.
         attempt: Starts of its worker so far.
         figures: What was measured, for the log.
     """
@@ -186,6 +211,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     step_began: float
     previous: str | None = None
     is_known: bool = False
+    is_strained: bool = False
     state: DeploymentState = DeploymentState.OFFERED
     step: Step = Step.FETCH
     variant: str = ""
@@ -199,6 +225,11 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     def is_switched(self) -> bool:
         """Whether the candidate has the traffic, or is about to get it."""
         return self.step in {Step.SWITCH, Step.PROBATION}
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether a strained board is reason to wait: not for a first version, nor for the way back."""
+        return self.previous is not None and not self.is_known
 
     @property
     def is_defect(self) -> bool:
@@ -225,7 +256,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 Outcome = tuple[Deployment, tuple[Action, ...]]
 
 
-def offer(candidate: Candidate, *, now: float, previous: str | None, is_known: bool) -> Outcome:
+def offer(
+    candidate: Candidate, *, now: float, previous: str | None, is_known: bool, is_strained: bool = False
+) -> Outcome:
     """Begin, or begin again after a restart: attempts and time go on from what is on disk.
 
     A candidate whose starts are used up took the agent or the board with it each time; it is rolled back unseen.
@@ -241,6 +274,7 @@ def offer(candidate: Candidate, *, now: float, previous: str | None, is_known: b
         step_began=now,
         previous=previous,
         is_known=is_known,
+        is_strained=is_strained and previous is not None and not is_known,
         attempt=candidate.attempts,
     )
     if candidate.attempts >= max(candidate.trial.attempts, 1):
@@ -261,6 +295,10 @@ def step(deployment: Deployment, event: Event, *, now: float) -> Outcome:  # noq
             return _died(deployment, event.reason, now)
         case Tick():
             return _tick(deployment, now)
+        case Strained():
+            return _strained(deployment, now)
+        case Relieved():
+            return _relieved(deployment, now)
         case Fetched() | FetchEnded() if deployment.step is Step.FETCH:
             return _fetched(deployment, event, now)
         case Ready() if deployment.step is Step.START:
@@ -294,8 +332,34 @@ def _fetched(deployment: Deployment, event: Fetched | FetchEnded, now: float) ->
 
 
 def _start(deployment: Deployment, now: float) -> Outcome:
+    if deployment.is_strained:
+        return _hold(deployment, now), ()
     counted = msgspec.structs.replace(deployment, attempt=deployment.attempt + 1)
     return _go(counted, Step.START, now), (Action.START,)
+
+
+def _strained(deployment: Deployment, now: float) -> Outcome:
+    if deployment.is_strained or not deployment.can_wait:
+        return deployment, ()
+    strained = msgspec.structs.replace(deployment, is_strained=True)
+    if deployment.step not in {Step.START, Step.GOLDEN, Step.RECENT, Step.SHADOW}:
+        return strained, ()
+    uncounted = msgspec.structs.replace(strained, attempt=max(deployment.attempt - 1, 0))
+    return _hold(uncounted, now), (Action.PUT_BACK,)
+
+
+def _hold(deployment: Deployment, now: float) -> Deployment:
+    held = msgspec.structs.replace(deployment, reason=HELD)
+    return _go(held, Step.HELD, now, state=DeploymentState.VERIFIED)
+
+
+def _relieved(deployment: Deployment, now: float) -> Outcome:
+    relieved = msgspec.structs.replace(deployment, is_strained=False, reason="")
+    if deployment.step is Step.HELD:
+        return _start(relieved, now)
+    if deployment.is_strained and deployment.step is Step.PROBATION:
+        return _go(relieved, Step.PROBATION, now, state=DeploymentState.PROBATION), (Action.WATCH_ANEW,)
+    return relieved, ()
 
 
 def _golden(deployment: Deployment, event: GoldenDone, now: float) -> Outcome:
@@ -355,6 +419,8 @@ def _probation(deployment: Deployment, event: Figures, now: float) -> Outcome:
             known,
             f"probation: {event.errors} of {event.requests} requests failed, {event.not_finite} of them not finite",
         )
+    if deployment.is_strained:
+        return known, ()  # Its latency would be the board's; what it gets wrong is its own.
     elapsed_s = now - deployment.step_began
     is_enough = event.requests >= trial.probation_requests and elapsed_s >= trial.probation_s
     is_enough = is_enough or (deployment.is_known and elapsed_s >= KNOWN_PROBATION_S)
@@ -370,7 +436,7 @@ def _probation(deployment: Deployment, event: Figures, now: float) -> Outcome:
 
 
 def _died(deployment: Deployment, reason: str, now: float) -> Outcome:
-    if deployment.step is Step.FETCH:
+    if deployment.step in {Step.FETCH, Step.HELD}:
         return deployment, ()
     if deployment.is_switched:
         # It had live requests in its hands: no second chance with them.
@@ -383,9 +449,10 @@ def _died(deployment: Deployment, reason: str, now: float) -> Outcome:
 def _tick(deployment: Deployment, now: float) -> Outcome:
     if now - deployment.began >= deployment.trial.deadline_s:
         text = f"not committed within {deployment.trial.deadline_s:g} s, at step {deployment.step}"
+        text += f": {HELD}" if deployment.is_strained else ""
         state = DeploymentState.ROLLED_BACK if deployment.is_switched else DeploymentState.EXPIRED
         return _end(deployment, state, ReasonClass.TRANSIENT, text)
-    waits_for_worker = deployment.step not in {Step.FETCH, Step.PROBATION}
+    waits_for_worker = deployment.step not in {Step.FETCH, Step.HELD, Step.PROBATION}
     if waits_for_worker and now - deployment.step_began >= STEP_TIMEOUT_S:
         return _died(deployment, f"no answer for {STEP_TIMEOUT_S:g} s at step {deployment.step}", now)
     return deployment, ()

@@ -6,6 +6,7 @@ The agent never accepts on it. While no worker does, connections wait in its bac
 import contextlib
 import errno
 import logging
+import os
 import socket
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 512
 _RETRY_S = 0.05
 _TRIES = 40
+_LONGEST_PATH = 107
 
 
 class Endpoint:
@@ -102,11 +104,20 @@ def _listen_unix(path: Path) -> socket.socket:
         listening.bind(str(path))
     except OSError as error:
         listening.close()
-        raise ConfigError(f"listen unix:{path}: {error.strerror or error}") from error
+        raise ConfigError(f"listen unix:{path}: {error.strerror or error}{_hint(path)}") from error
     except ConflictError:
         listening.close()
         raise
     return listening
+
+
+def _hint(path: Path) -> str:
+    size = len(os.fsencode(path))
+    if size <= _LONGEST_PATH:
+        return ""
+    return (
+        f": {size} bytes, at most {_LONGEST_PATH} are possible; set listen to a shorter unix:/path, or to address:port"
+    )
 
 
 def _wait_until_left(path: Path) -> None:

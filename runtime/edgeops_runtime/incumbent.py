@@ -64,6 +64,11 @@ class Incumbent:
         self._restart: Timer | None = None
         self._last_words = ""
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it dies again and again, which is the version's fault."""
+        return self._quick_deaths >= QUICK_DEATHS
+
     def run(self, slot: Slot) -> None:
         """Serve a version; another one that ran is let go."""
         self.stop()

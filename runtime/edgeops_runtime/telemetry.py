@@ -54,9 +54,12 @@ class Windows:
     def __init__(self) -> None:
         self._open: dict[str, Window] = {}
         self._recent: dict[str, deque[Buckets]] = {}
+        self.answered = 0
+        """Requests without an error since the agent's start, over all versions."""
 
     def add(self, slot: Slot, closed: WindowClosed) -> None:
         """A worker of this version has reported."""
+        self.answered += closed.requests - closed.errors
         before = self._open.get(slot.digest) or Window(slot=slot, start=closed.start, end=closed.end)
         self._open[slot.digest] = before + closed
         if closed.latency:

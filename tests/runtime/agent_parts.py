@@ -168,6 +168,9 @@ class Station:
         for kind in Upstream:
             self._server.subscribe(self.topics.upstream_filter(kind), self._received)
         self._server.open()
+        self.signals: dict[str, float | None] = {}
+        """What the ladder reads; empty: all is calm, whatever the machine of the tests is like."""
+        self.probe_command = self.notifier = None
         self.agent: Agent | None = None
         self._thread: threading.Thread | None = None
         self.link = None
@@ -207,6 +210,9 @@ class Station:
             self.link,
             clock,
             worker_command=self.command,
+            probe_command=self.probe_command,
+            read_signals=lambda: self.signals,
+            notifier=self.notifier,
             rng=random.Random(1),
         )
         self._thread = threading.Thread(target=self.agent.run, name="agent", daemon=True)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from edgeops.messages import Command, CommandKind, DeploymentState, Gap, ReasonC
 from edgeops.signing import SigningKey
 from edgeops_runtime.deployment import offer
 from edgeops_runtime.endpoint import Endpoint
-from edgeops_runtime.slots import Candidate
+from edgeops_runtime.ladder import signals
+from edgeops_runtime.slots import Candidate, SlotStore
+from edgeops_runtime.systemd import Notifier
+from edgeops_runtime.watchdog import Checkup, ask
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
 
@@ -539,3 +543,114 @@ def test_address_that_cannot_be_written_down_is_served_all_the_same(tmp_path):
     endpoint = Endpoint("127.0.0.1:0", address_file=tmp_path / "not there" / "address")
     assert not endpoint.address.endswith(":0")
     endpoint.close()
+
+
+# ---- engines that are ill, heat, systemd ----------------------------------------------------------------------------
+
+
+def test_engine_that_fails_its_probe_is_told_and_nothing_is_loaded_with_it(station, bundle):
+    station.probe_command = (sys.executable, "-IS", "-c", "import os; os.kill(os.getpid(), 11)")
+    station.start()
+    station.desire(station.target(bundle("1.0.0")))
+    end = station.wait_for("1.0.0", "rejected")
+    assert end.reason_class is ReasonClass.INCOMPATIBLE
+    assert "SIGSEGV" in end.reason
+    told = eventually(lambda: station.notices("engine-failed"), "a notice")
+    assert any(text.startswith("engine onnxruntime") for text in told)
+    eventually(lambda: "onnxruntime" not in station.births[-1].engines, station.births)
+    assert (station.data / "engines.json").exists()
+
+
+def test_engine_that_passes_is_used_and_not_tried_again(station, bundle, tmp_path):
+    count = tmp_path / "count"
+    line = '{"probe":"finished","runs":9,"checked":9,"wrong":0,"difference":0,"kib_per_run":0,"median_us":1}'
+    words = f"open({str(count)!r}, 'a').write('x'); print({line!r})"
+    station.probe_command = (sys.executable, "-IS", "-c", words)
+    station.start()
+    station.install(bundle("1.0.0"))
+    tried = count.read_text()
+    station.stop()
+    station.start()
+    station.install(bundle("1.1.0"))
+    assert count.read_text() == tried
+
+
+@pytest.fixture
+def quick_ladder(monkeypatch):
+    """The ladder without its dwells, looked at all the time."""
+    quick = {name: signal._replace(rise_s=0, fall_s=0) for name, signal in signals().items()}
+    monkeypatch.setattr("edgeops_runtime.agent.signals", lambda _: quick)
+    monkeypatch.setattr("edgeops_runtime.relief.EVERY_S", 0.05)
+
+
+def test_trial_waits_while_the_board_is_hot_and_goes_on_when_it_is_not(station, bundle, quick_ladder):
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.signals = {"temperature": 72.0}
+    eventually(lambda: any("-> no-shadow" in text for text in station.notices("load")), station.records)
+    station.desire(station.target(None, rollout=bundle("1.1.0")))
+    station.wait_for("1.1.0", "verified")
+    with Hammer(station) as hammer:
+        eventually(lambda: len(hammer.answers) > 20, hammer.answers)
+        assert station.states("1.1.0")[-1] == "verified"
+        station.signals = {"temperature": 40.0}
+        station.wait_for("1.1.0", "committed")
+    assert hammer.failures == []
+
+
+def test_trial_that_has_begun_is_put_back_without_costing_an_attempt(station, bundle, quick_ladder):
+    station.start()
+    station.install(bundle("1.0.0"))
+    trial = Trial(shadow_requests=1000, attempts=1, deadline_s=60)
+    station.desire(station.target(None, rollout=bundle("1.1.0"), trial=trial))
+    station.wait_for("1.1.0", "trial")  # It waits for a thousand requests to show to the candidate.
+    station.signals = {"memory pressure": 15.0}
+    eventually(lambda: station.states("1.1.0")[-2:] == ["trial", "verified"], lambda: station.states("1.1.0"))
+    eventually(lambda: SlotStore(station.data).slots.candidate.attempts == 0, "the attempt is given back")
+    assert station.answer() == "1.0.0"
+    station.signals = {}
+    eventually(lambda: station.states("1.1.0")[-2:] == ["verified", "trial"], lambda: station.states("1.1.0"))
+
+
+def test_rung_is_told_with_the_telemetry_and_workers_hear_of_it(station, bundle, quick_ladder):
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.signals = {"available memory": -3.0}
+    eventually(lambda: station.telemetry() and station.telemetry()[-1].host.rung == "shed-load", station.telemetry)
+    assert station.telemetry()[-1].host.total_memory_bytes > 0
+    assert "available memory 3 %" in station.notices("load")[-1]
+
+
+def test_systemd_hears_of_the_start_the_end_and_of_answers_over_the_socket(station, bundle, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+
+        def hear(word: str) -> str:
+            while not (said := systemd.recv(1000).decode()).startswith(word):
+                pass
+            return said
+
+        station.notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"})
+        station.start()
+        hear("READY=1")
+        assert "no model to serve" in hear("STATUS=")
+        hear("WATCHDOG=1")  # Nothing is wanted, and all is well.
+        station.install(bundle("1.0.0"))
+        before = len(station.telemetry())
+        assert "digits 1.0.0 at 127.0.0.1" in hear("STATUS=digits 1.0.0")
+        hear("WATCHDOG=1")
+        eventually(lambda: sum(each.requests for each in station.telemetry()[before:]), station.telemetry)
+        station.stop()
+        hear("STOPPING=1")
+
+
+def test_default_address_is_a_socket_in_the_data_directory(station, bundle):
+    station.settings["listen"] = ""
+    agent = station.start()
+    assert agent.address == f"unix:{station.data / 'serve.sock'}"
+    station.desire(station.target(None, rollout=bundle("1.0.0")))
+    station.wait_for("1.0.0", "committed")  # By time, since nobody asks.
+    assert ask(agent.address)[0] is Checkup.PASSED
+    station.stop()
+    assert not (station.data / "serve.sock").exists()

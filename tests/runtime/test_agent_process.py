@@ -85,6 +85,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def worker_of(agent: subprocess.Popen) -> list[int]:
+    """The agent's worker, once it is there: what answered before may have been the one of an agent that was killed."""
+    return eventually(lambda: children(agent.pid), "a worker")
+
+
 def has_ended(pid: int) -> bool:
     """Whether a process is gone, or only its entry is left because nobody collects orphans here."""
     try:
@@ -136,18 +141,18 @@ def test_killed_agent_takes_its_worker_with_it_and_serves_again_once_it_is_back(
     eventually(lambda: serves(station) == "1.0.0")
     address = station.address
     for _ in range(3):
-        (worker,) = children(process.pid)
+        (worker,) = worker_of(process)
         process.kill()
         process.wait()
         process = run_agent()
         eventually(lambda: serves(station) == "1.0.0")
         assert station.address == address
-        assert has_ended(worker)
+        eventually(lambda ended=worker: has_ended(ended), "the worker of the agent that was killed ends")
         assert SlotStore(station.data).slots.current.version == "1.0.0"
-    (worker,) = children(process.pid)
+    (worker,) = worker_of(process)
     os.kill(worker, signal.SIGKILL)
     eventually(lambda: serves(station) == "1.0.0")
-    (worker,) = children(process.pid)
+    (worker,) = worker_of(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
     assert has_ended(worker)

@@ -29,6 +29,7 @@ def test_settings_are_read(tmp_path):
         ('data = "d"\ntelemetry_window_s = 0', "telemetry_window_s"),
         ('data = "d"\noutbox_bytes = 5', "outbox_bytes"),
         ('data = "d"\nlog_level = "loud"', "log_level"),
+        ('data = "d"\nhot_c = 20', "hot_c"),
         ('data = "d"\nmodel = "a/b"', "model"),
         ("data = ", "TOML|line|Invalid"),
     ],
@@ -50,6 +51,14 @@ def test_listen_addresses():
     assert parse_listen("127.0.0.1:0") == ("127.0.0.1", 0)
     assert parse_listen("[::1]:80") == ("::1", 80)
     assert str(parse_listen("unix:/run/x")) == "/run/x"
+
+
+def test_default_address_is_a_socket_in_the_runtime_directory_or_with_the_data():
+    config = Config(data="/var/lib/edgeops")
+    assert config.serving_address({}) == "unix:/var/lib/edgeops/serve.sock"
+    assert config.serving_address({"RUNTIME_DIRECTORY": "/run/edgeops:/run/other"}) == "unix:/run/edgeops/serve.sock"
+    chosen = Config(data="/var/lib/edgeops", listen="127.0.0.1:8101")
+    assert chosen.serving_address({"RUNTIME_DIRECTORY": "/run/edgeops"}) == "127.0.0.1:8101"
 
 
 def test_every_setting_is_in_the_guide():

@@ -17,8 +17,10 @@ from edgeops_runtime.deployment import (
     Impossible,
     Ready,
     RecentDone,
+    Relieved,
     ShadowDone,
     Step,
+    Strained,
     Switched,
     Tick,
     Withdrawn,
@@ -197,3 +199,52 @@ def test_answer_to_a_question_of_an_earlier_step_is_ignored():
     deployment, _ = drive(*TO_PROBATION)
     for event in (Ready(), GoldenDone(passed=False), RecentDone(1), shadow(failed=3), Fetched("x", "y")):
         assert step(deployment, event, now=9.0) == (deployment, ())
+
+
+@pytest.mark.parametrize("events", [TO_GOLDEN[:1], TO_GOLDEN, TO_SHADOW[:-1], TO_SHADOW])
+def test_strain_puts_a_trial_back_and_its_start_does_not_count(events):
+    held, actions = drive(*events, Strained(), Strained())
+    assert (held.step, held.state, held.attempt) == (Step.HELD, DeploymentState.VERIFIED, 0)
+    assert "hot" in held.reason
+    assert actions.count(Action.PUT_BACK) == 1
+    # Neither time, nor the end of the worker that was put back, nor a late answer moves it.
+    for event in (Tick(), Died("killed"), Ready(), shadow(failed=3)):
+        assert step(held, event, now=100.0) == (held, ())
+    again, actions = step(held, Relieved(), now=200.0)
+    assert (again.step, again.attempt, again.reason, actions) == (Step.START, 1, "", (Action.START,))
+
+
+def test_strain_holds_what_is_downloaded_until_its_deadline():
+    held, actions = drive(Strained(), Fetched("onnx", "onnxruntime"))
+    assert (held.step, actions) == (Step.HELD, [Action.FETCH])
+    ended, actions = step(held, Tick(), now=TRIAL.deadline_s + 1)
+    assert (ended.state, ended.reason_class) == (DeploymentState.EXPIRED, ReasonClass.TRANSIENT)
+    assert "hot or short of memory" in ended.reason
+
+
+def test_strain_from_before_the_offer_holds_too():
+    candidate = Candidate(version="1.1.0", digest="sha256:b", trial=TRIAL)
+    offered, _ = offer(candidate, now=0.0, previous="1.0.0", is_known=False, is_strained=True)
+    assert step(offered, Fetched("onnx", "onnxruntime"), now=1.0)[0].step is Step.HELD
+
+
+@pytest.mark.parametrize("begun", [{"previous": None}, {"is_known": True}])
+def test_strain_holds_neither_a_first_version_nor_the_way_back(begun):
+    deployment, actions = drive(Strained(), *TO_GOLDEN, **begun)
+    assert deployment.step is Step.GOLDEN
+    assert Action.PUT_BACK not in actions
+
+
+def test_probation_under_strain_is_judged_by_errors_alone_and_begins_anew_afterwards():
+    slow = Figures(requests=50, latency_ms=90.0, incumbent_ms=1.0)
+    strained, actions = drive(*TO_PROBATION, Strained(), now=0)
+    assert Action.PUT_BACK not in actions
+    waiting, actions = step(strained, slow, now=60.0)
+    assert (waiting.state, actions) == (DeploymentState.PROBATION, ())
+    assert step(waiting, Figures(requests=3, errors=3), now=61.0)[0].is_defect
+    relieved, actions = step(waiting, Relieved(), now=70.0)
+    assert (relieved.step_began, actions) == (70.0, (Action.WATCH_ANEW,))
+    good = Figures(requests=50, latency_ms=1.0, incumbent_ms=1.0)
+    assert step(relieved, good, now=71.0)[0].state is DeploymentState.PROBATION
+    assert step(relieved, good, now=76.0)[0].state is DeploymentState.COMMITTED
+    assert step(relieved, slow, now=76.0)[0].is_defect

@@ -14,6 +14,7 @@ from edgeops.enrolment import Enrolment, EnrolmentRequest
 from edgeops.errors import ConfigError, MessageError, RefusedError, TransientError
 from edgeops.signing import PublicKey, SigningKey
 from edgeops_runtime.__main__ import edgeops_agent
+from edgeops_runtime.config import load_config
 from edgeops_runtime.identity import enrol, load_identity
 
 ENROLMENT = Enrolment(
@@ -124,6 +125,7 @@ def test_command_line_joins_and_shows_the_state(tmp_path, server):
     arguments = ["--server", server.url, "--token", "t", "--device", "camera-1", "--data", str(tmp_path / "d")]
     done = runner.invoke(edgeops_agent, ["enrol", *arguments, "--attribute", "site=south", "--listen", "127.0.0.1:0"])
     assert done.exit_code == 0, done.output
+    assert load_config(tmp_path / "d" / "agent.toml").serving_address({}) == "127.0.0.1:0"
     request = msgspec.json.decode(server.requests[0][1], type=EnrolmentRequest)
     assert request.attributes["site"] == "south"
     assert request.attributes["arch"]
@@ -131,3 +133,12 @@ def test_command_line_joins_and_shows_the_state(tmp_path, server):
     state = json.loads(shown.output)
     assert (state["device"], state["running"], state["current"]) == ("camera-1", False, None)
     assert "camera-1" in runner.invoke(edgeops_agent, ["status", "--config", str(tmp_path / "d" / "agent.toml")]).output
+
+
+def test_without_an_address_inferences_are_served_on_a_unix_socket(tmp_path, server):
+    arguments = ["--server", server.url, "--token", "t", "--device", "camera-1", "--data", str(tmp_path / "d")]
+    done = CliRunner().invoke(edgeops_agent, ["enrol", *arguments])
+    assert done.exit_code == 0, done.output
+    config = load_config(tmp_path / "d" / "agent.toml")
+    assert config.serving_address({}) == f"unix:{tmp_path / 'd' / 'serve.sock'}"
+    assert config.serving_address({"RUNTIME_DIRECTORY": "/run/edgeops"}) == "unix:/run/edgeops/serve.sock"

@@ -1,5 +1,6 @@
 """Real worker processes, told what to do as the agent does."""
 
+import contextlib
 import os
 import resource
 import socket
@@ -18,6 +19,7 @@ from edgeops_runtime.control import (
     Collect,
     Drain,
     Drained,
+    Ease,
     Failed,
     Golden,
     GoldenResult,
@@ -34,6 +36,7 @@ from edgeops_runtime.control import (
     Window,
     WindowClosed,
 )
+from edgeops_runtime.watchdog import Checkup, ask
 
 INFER = "/v2/models/digits/infer"
 
@@ -448,3 +451,77 @@ def test_worker_that_can_have_no_more_threads_turns_clients_away_and_serves_the_
     for each in crowd:
         each.close()
     client.infer(images(1))
+
+
+def test_a_worker_takes_less_of_the_board_on_the_agents_word(make_bundle, start_worker, client):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    worker.control.send(Ease(capture=False, cores=1, shed=0.5))
+    worker.control.send(Collect(command="label these", count=1, share=1.0))
+    assert worker.ask(Window()).requests == 0  # The orders before this one have arrived.
+    assert {len(os.sched_getaffinity(int(task.name))) for task in tasks_of(worker)} == {1}
+    statuses = [client.infer(image[None])[0] for image in images(6)]
+    assert statuses == [200, 503] * 3
+    window = worker.ask(Window())
+    assert isinstance(window, WindowClosed)  # And no sample.
+    assert (window.requests, window.errors) == (3, 0)  # Who is turned away is no error of the model's.
+
+    worker.control.send(Ease())
+    assert isinstance(worker.ask(Window()), WindowClosed)
+    assert {len(os.sched_getaffinity(int(task.name))) for task in tasks_of(worker)} == {len(os.sched_getaffinity(0))}
+    assert client.infer(images(1))[0] == 200
+    assert isinstance(worker.control.receive_from_worker(), Sampled)  # The order was kept.
+
+
+def tasks_of(worker) -> list[Path]:
+    return list(Path(f"/proc/{worker.process.pid}/task").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"), [(None, Checkup.PASSED), ("wrong", Checkup.WRONG), ("nan", Checkup.WRONG)]
+)
+def test_a_checkup_runs_a_golden_row_over_the_socket_and_is_counted_nowhere(
+    make_bundle, start_worker, listening, broken, expected
+):
+    worker = start_worker(make_bundle("1.0.0", broken))
+    worker.ask(Serve())
+    worker.control.send(Ease(shed=1.0))  # A worker that sheds answers it all the same.
+    host, port = listening.getsockname()
+    found, reason = ask(f"{host}:{port}", timeout_s=30)
+    assert found is expected, reason
+    assert ask(f"{host}:{port}", timeout_s=30)[0] is expected
+    window = worker.ask(Window())
+    assert (window.requests, window.errors) == (0, 0)
+
+
+def policies_of(worker) -> list[int]:
+    found = []
+    for task in tasks_of(worker):
+        with contextlib.suppress(ProcessLookupError):
+            found.append(os.sched_getscheduler(int(task.name)))
+    return found
+
+
+def test_a_shadow_yields_its_cpu_and_the_rest_of_the_worker_does_not(make_bundle, start_worker, tmp_path):
+    candidate = start_worker(make_bundle("1.1.0"))
+    assert set(policies_of(candidate)) == {os.SCHED_OTHER}
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    candidate.control.send(Shadow(path=str(pipe)))
+    with pipe.open("wb"):  # Opened when the shadow has opened it, and so is under way.
+        assert policies_of(candidate).count(os.SCHED_IDLE) == 1
+        assert isinstance(candidate.ask(Window()), WindowClosed)  # The worker listens meanwhile.
+    failed = candidate.control.receive_from_worker()
+    assert (type(failed), failed.what) == (Failed, "shadow")
+
+
+def test_a_shadow_keeps_to_its_budget(make_bundle, start_worker, client, tmp_path):
+    incumbent = start_worker(make_bundle("1.0.0"))
+    incumbent.ask(Serve())
+    for image in images(3):
+        client.infer(image[None])
+    path = tmp_path / "recent.npz"
+    incumbent.ask(Recent(count=3, path=str(path)))
+    result = incumbent.ask(Shadow(path=str(path), budget_s=0.0))
+    assert (result.answered, result.agreement) == (1, 1.0)  # One always, and nothing after the budget.
+    assert "others needed the CPU" in result.reason

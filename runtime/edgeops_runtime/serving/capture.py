@@ -116,6 +116,8 @@ class Capture:
         self._lock = threading.Lock()
         self._drawn: queue.Queue[_Drawn | None] = queue.Queue(maxsize=_PENDING)
         self._thread: threading.Thread | None = None
+        self.is_paused = False
+        """No rows are drawn; orders are kept."""
 
     def order(self, order: Collect) -> None:
         """Collect ``count`` rows from now on, each with probability ``share``; a count of 0 ends an order."""
@@ -129,7 +131,7 @@ class Capture:
 
     def offer(self, request: str, feeds: Tensors, answer: Answer) -> None:
         """Draw from the rows of a request; costs next to nothing while there is no order."""
-        if not self._orders:
+        if not self._orders or self.is_paused:
             return
         with self._lock:
             for command, (order, missing) in list(self._orders.items()):

@@ -1,15 +1,16 @@
 """What a candidate has to pass before it serves: its golden vectors, and a shadow run beside the incumbent's answers."""
 
+import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeops.errors import EdgeOpsError, ManifestError, NotFiniteError
+from edgeops.errors import EdgeOpsError, ManifestError, NotFiniteError, TransientError
 from edgeops_runtime.control import GoldenResult, ShadowResult
 from edgeops_runtime.engines.engine import Tensors
 from edgeops_runtime.serving.pipeline import take_row
@@ -19,15 +20,37 @@ if TYPE_CHECKING:
     from edgeops_runtime.serving.model import LoadedModel
 
 
-def compare_golden(model: "LoadedModel") -> GoldenResult:
+def first_golden_row(model: "LoadedModel") -> Tensors | None:
+    """One row of the golden vectors, to be kept; ``None`` when they are missing.
+
+    Raises:
+        ManifestError: The file is no ``.npz``.
+    """
+    golden = read_golden(model.bundle)
+    return {name: array[:1].copy() for name, array in golden.items()} if golden is not None else None
+
+
+def compare_golden(
+    model: "LoadedModel",
+    golden: Tensors | None = None,
+    *,
+    answer: Callable[[Tensors], Tensors] | None = None,
+) -> GoldenResult:
     """Run the golden inputs and hold the answers against those that the converter recorded for this variant.
+
+    Args:
+        model: Answers.
+        golden: Of :func:`first_golden_row`; ``None``: the bundle's, all of them.
+        answer: Answers in place of the model itself.
 
     A model that fails, or answers something that is not finite, has not passed, with the reason.
 
     Raises:
         ManifestError: The golden vectors are missing or do not hold this variant.
+        TransientError: There is too much to do, which says nothing of the model.
     """
-    golden = read_golden(model.bundle)
+    answer = answer or model.quietly
+    golden = golden if golden is not None else read_golden(model.bundle)
     where = model.bundle.file(model.manifest.golden)
     if golden is None:
         raise ManifestError(f"{where}: expected the golden vectors; the file is not there")
@@ -40,7 +63,7 @@ def compare_golden(model: "LoadedModel") -> GoldenResult:
     for row, feeds in _requests(model, golden):
         reason = ""
         try:
-            answers = model.quietly(feeds)
+            answers = answer(feeds)
             difference = max(
                 _difference(answers[spec.name], take_row(golden[f"output/{model.variant.name}/{spec.name}"], spec, row))
                 for spec in model.manifest.outputs
@@ -48,6 +71,8 @@ def compare_golden(model: "LoadedModel") -> GoldenResult:
             largest = max(largest, difference)
             if difference > tolerance:
                 reason = f"differs by {difference:.4g} from the golden answer; the tolerance is {tolerance:g}"
+        except TransientError:
+            raise
         except EdgeOpsError as error:
             reason = str(error)
         if reason:
@@ -56,10 +81,16 @@ def compare_golden(model: "LoadedModel") -> GoldenResult:
     return _golden_result(rows, largest, tolerance, "" if rows else f"{where}: has no rows")
 
 
-def run_shadow(model: "LoadedModel", path: Path) -> ShadowResult:
+def run_shadow(model: "LoadedModel", path: Path, *, budget_s: float = math.inf) -> ShadowResult:
     """Answer the inputs in an ``.npz``, and compare with the answers in it.
 
-    Agreement is the share of rows whose top class, in the first output, is the same as in the file.
+    Agreement is the share of rows whose top class, in the first output, is the same as in the file. Latency is the thread's CPU
+    time, since the shadow only gets what others leave; what the engine's own threads do beside this one is not in it.
+
+    Args:
+        model: Answers.
+        path: The ``.npz``.
+        budget_s: No row is begun after it, but the first.
 
     Raises:
         ManifestError: The file is no ``.npz``, or lacks an input of this model.
@@ -74,8 +105,12 @@ def run_shadow(model: "LoadedModel", path: Path) -> ShadowResult:
     incumbent = arrays.get(f"output/{first.name}")
     answered = failed = not_finite = agreed = compared = 0
     took_ms, reason = [], ""
+    end = time.monotonic() + budget_s
     for row, feeds in _requests(model, arrays):
-        start = time.perf_counter_ns()
+        if row and time.monotonic() >= end:
+            reason = reason or f"{row} requests within {budget_s:g} s: others needed the CPU"
+            break
+        start = time.thread_time_ns()
         try:
             answers = model.quietly(feeds)
         except NotFiniteError as error:
@@ -84,7 +119,7 @@ def run_shadow(model: "LoadedModel", path: Path) -> ShadowResult:
             failed, reason = failed + 1, reason or str(error)
         else:
             answered += 1
-            took_ms.append((time.perf_counter_ns() - start) / 1e6)
+            took_ms.append((time.thread_time_ns() - start) / 1e6)
             if incumbent is not None and answers[first.name].size > 1:
                 compared += 1
                 agreed += int(answers[first.name].argmax() == incumbent[row].argmax())

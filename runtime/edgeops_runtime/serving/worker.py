@@ -25,6 +25,7 @@ from edgeops_runtime.control import (
     ControlSocket,
     Drain,
     Drained,
+    Ease,
     Failed,
     FromAgent,
     Golden,
@@ -41,11 +42,14 @@ from edgeops_runtime.control import (
 from edgeops_runtime.engines.engine import Tensors
 from edgeops_runtime.serving.budget import ThreadBudget
 from edgeops_runtime.serving.capture import Capture, RecentRows
+from edgeops_runtime.serving.checkup import Checkup
 from edgeops_runtime.serving.comparison import compare_golden, run_shadow
 from edgeops_runtime.serving.listener import Listener
 from edgeops_runtime.serving.model import LoadedModel, load_variant, resident_bytes
 from edgeops_runtime.serving.pipeline import Answer
+from edgeops_runtime.serving.priority import Cores, yield_to_others
 from edgeops_runtime.serving.repository import Repository, Served
+from edgeops_runtime.serving.shedding import Shedder
 from edgeops_runtime.serving.v2 import Service
 
 _AGENT_GONE = 70
@@ -59,8 +63,10 @@ class Worker:
         self._control = control
         self._recent = RecentRows(model.manifest)
         self._capture = Capture(model.manifest, control.send, is_classifier=model.is_classifier)
+        self._cores = Cores()
         served = Served(model, budget=ThreadBudget.for_machine(threads), observer=self._observe)
-        self._listener = Listener(listening, Service(Repository(served)))
+        self._shedder = Shedder(Service(Repository(served)))
+        self._listener = Listener(listening, Checkup(served, self._shedder))
         self._is_draining = False
 
     def obey(self) -> NoReturn:
@@ -86,7 +92,7 @@ class Worker:
             case Recent():
                 self._control.send(RecentResult(count=self._recent.write(Path(order.path), order.count)))
             case Shadow():
-                self._control.send(run_shadow(self._model, Path(order.path)))
+                threading.Thread(target=self._shadow, args=(order,), name="shadow", daemon=True).start()
             case Serve():
                 self._listener.start()
                 self._control.send(Serving())
@@ -97,8 +103,20 @@ class Worker:
                 self._control.send(self._model.window())
             case Collect():
                 self._capture.order(order)
+            case Ease():
+                self._capture.is_paused = not order.capture
+                self._shedder.share = order.shed
+                self._cores.limit(order.cores)
             case Drain():
                 self._begin_draining(order.timeout_s)
+
+    def _shadow(self, order: Shadow) -> None:
+        """On a thread of its own, since the way to the lowest priority is one-way."""
+        yield_to_others()
+        try:
+            self._control.send(run_shadow(self._model, Path(order.path), budget_s=order.budget_s))
+        except (EdgeOpsError, OSError) as error:
+            self._control.send(Failed(what="shadow", reason=str(error)))
 
     def _begin_draining(self, timeout_s: float) -> None:
         """Drain beside the conversation, so that the agent may still be heard; a second order is the last call."""
