@@ -14,6 +14,7 @@ import msgspec
 from edgeops import __version__
 from edgeops.__main__ import run as run_command
 from edgeops.errors import ConfigError, InputError
+from edgeops.files import write_durably
 from edgeops.link import Link
 from edgeops.mqtt import MqttLink
 from edgeops.selection import Attribute
@@ -59,7 +60,8 @@ def enrol_command(
     path = config.directory / "agent.toml"
     if not path.exists():
         # A JSON string is a TOML string.
-        path.write_text(f"data = {json.dumps(str(config.directory))}\nlisten = {json.dumps(listen)}\n")
+        settings = f"data = {json.dumps(str(config.directory))}\nlisten = {json.dumps(listen)}\n"
+        write_durably(path, settings.encode())
     click.echo(f"{identity.device} is in fleet {identity.fleet}, group {identity.group}")
     click.echo(f"start it with: edgeops-agent run --config {path}")
 

@@ -144,7 +144,7 @@ class Updater:
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen
-        names = {variant.file, manifest.golden, *filter(None, [manifest.reference])}
+        names = manifest.needed_files(variant)
         fetch.allow(sum(manifest.files[name].size_bytes for name in names))
         missing = self._store.missing_bytes(
             {manifest.files[name].digest: manifest.files[name].size_bytes for name in names}
@@ -173,8 +173,10 @@ class Updater:
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen
-        if not bundle.file(variant.file).exists():
-            return self._discard(order, f"{bundle.path}: {variant.file} is not among what was fetched")
+        # Another variant than before, or a bundle whose removal a power cut has interrupted.
+        missing = sorted(name for name in bundle.manifest.needed_files(variant) if not bundle.file(name).exists())
+        if missing:
+            return self._discard(order, f"{bundle.path}: {', '.join(missing)}: not there")
         return Brought(variant=variant.name, engine=engine, downloaded_bytes=0)
 
     def _discard(self, order: Order, reason: str) -> Brought | None:
