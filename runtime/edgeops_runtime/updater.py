@@ -301,6 +301,9 @@ class _Fetch:
                     partial.discard()  # What was to be kept for the next try may be all the room that slots and outbox have.
                     raise
                 place += len(chunk)
+        if size_bytes is not None and place < size_bytes:
+            # Nobody gains by sending too little; what is there is kept, as after any connection that breaks off.
+            raise DownloadError(f"{url}: expected {size_bytes} bytes, {place} came")
 
     def _pause(self, tries: int) -> None:
         # Full jitter, after "Exponential backoff and jitter" (Brooker, 2015).
