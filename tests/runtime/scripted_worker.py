@@ -38,6 +38,7 @@ class Worker:
         self.accepting = threading.Event()
         self.busy = 0
         self.requests = self.reported = 0
+        self.under_way = {}
         self.started = time.time()
         self.lock = threading.Lock()
 
@@ -56,6 +57,7 @@ class Worker:
             latency={latency_bucket(counts.get("latency_ns", 1_000_000)): requests} if requests else {},
             profile=None,
             rss_bytes=1 << 20,
+            busy_s=max((time.monotonic() - begun for begun in list(self.under_way.values())), default=0.0),
         )
 
     def accept(self):
@@ -76,7 +78,9 @@ class Worker:
             if connection.recv(65536):
                 if self.script.get("serve") == "dies":
                     os._exit(9)
+                self.under_way[connection] = time.monotonic()
                 reach(self.script, "request", self.requests)
+                del self.under_way[connection]
                 body = self.version.encode()
                 head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
                 with self.lock:

@@ -241,3 +241,17 @@ def test_manifest_without_end_is_refused_before_it_fills_the_disk(station, new_b
     end = check_refused(station, bundle.manifest.version, digest, ReasonClass.SECURITY)
     assert "expected at most" in end.reason
     assert station.agent._blobs.partial(digest).size_bytes == 0
+
+
+def test_model_that_hangs_on_live_requests_gives_the_traffic_back(station, new_bundle, monkeypatch):
+    monkeypatch.setattr("edgeops_runtime.deployment.STEP_TIMEOUT_S", 3.0)
+    bad = new_bundle(ends={"at": "request", "by": "hang"})
+    trial = msgspec.structs.replace(TRIAL, shadow_requests=0)
+    with Hammer(station) as hammer:
+        station.desire(station.target(None, rollout=bad, trial=trial))
+        end = station.wait_for(bad.manifest.version, "rolled_back")
+        answered = len(hammer.answers)
+        eventually(lambda: len(hammer.answers) > answered + 3)
+    assert end.reason_class is ReasonClass.DEFECT
+    assert "a request has been under way for" in end.reason
+    assert hammer.answers[-1] == "1.0.0"
