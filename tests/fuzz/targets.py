@@ -17,7 +17,7 @@ import numpy as np
 from edgeops.bundle import MANIFEST_FILE, open_bundle, read_manifest, unpack
 from edgeops.errors import ConfigError, EdgeOpsError, InputError, ManifestError
 from edgeops.manifest import decode_manifest
-from edgeops.messages import Gap, Notice, decode_record
+from edgeops.messages import Notice, decode_record
 from edgeops.signals import decode_reference
 from edgeops.tensors import TensorSpec
 from edgeops_runtime.outbox import Outbox, Stamp, Stream
@@ -272,7 +272,8 @@ def _check_outbox(opened: Outbox) -> None:
             first = entry.sequence
             with contextlib.suppress(EdgeOpsError):  # A payload with the right checksum may still be no record.
                 record = decode_record(entry.payload, where=stream.value)
-                first = record.first if isinstance(record, Gap) and record.sequence == entry.sequence else first
+                if record.sequence == entry.sequence:
+                    first = getattr(record, "first", 0) or first
             if first != after + 1 or entry.sequence < first:
                 raise AssertionError(f"{stream}: after {after} came {first} to {entry.sequence}")
             after = entry.sequence

@@ -100,7 +100,7 @@ class Recorder:
     def __enter__(self) -> Self:
         assert not list(self.directory.iterdir())
         for name in ("open", "close", "write", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "remove",
-                     "mkdir", "rmdir", "truncate", "ftruncate"):  # fmt: skip
+                     "mkdir", "rmdir", "truncate", "ftruncate", "posix_fallocate"):  # fmt: skip
             self._real[name] = getattr(os, name)
             setattr(os, name, getattr(self, f"_{name}"))
         self._real_open = io.open
@@ -230,6 +230,10 @@ class Recorder:
 
     def _ftruncate(self, descriptor: int, length: int) -> None:
         self.recorded_truncate(descriptor, length, lambda: self._real["ftruncate"](descriptor, length))
+
+    def _posix_fallocate(self, descriptor: int, offset: int, length: int) -> None:
+        size = max(os.fstat(descriptor).st_size, offset + length)
+        self.recorded_truncate(descriptor, size, lambda: self._real["posix_fallocate"](descriptor, offset, length))
 
     def recorded_truncate(self, descriptor: int, length: int, truncate: Callable[[], Any]) -> None:
         with self._lock:

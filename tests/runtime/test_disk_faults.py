@@ -68,7 +68,7 @@ def check_all_is_told(station: Station) -> dict[str, int]:
         records = [record for (name, _), record in sorted(station.records.items()) if name == stream]
         covered = []
         for record in records:
-            covered.extend(range(getattr(record, "first", record.sequence), record.sequence + 1))
+            covered.extend(range(getattr(record, "first", 0) or record.sequence, record.sequence + 1))
             assert not isinstance(record, Gap) or record.count == record.sequence - record.first + 1
         assert covered == list(range(1, len(covered) + 1))
         counted[stream] = sum(record.count for record in records if isinstance(record, Gap))

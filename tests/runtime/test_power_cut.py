@@ -203,9 +203,14 @@ def check_outbox(directory: Path, told: Said, *, quota_bytes: int) -> None:
         records = [decode_record(entry.payload, where=name) for entry in outbox.read(stream, after=0, limit=1 << 20)]
         covered: list[int] = []
         for record in records:
-            first = record.first if isinstance(record, Gap) else record.sequence
+            first = getattr(record, "first", 0) or record.sequence
             covered.extend(range(first, record.sequence + 1))
-            if not isinstance(record, Gap):
+            if isinstance(record, Telemetry) and first < record.sequence:
+                assert record.requests == sum(
+                    msgspec.msgpack.decode(told.given[name, sequence], type=Telemetry).requests
+                    for sequence in range(first, record.sequence + 1)
+                )
+            elif not isinstance(record, Gap):
                 assert msgspec.msgpack.encode(record) == told.given[name, record.sequence]
             elif record.reason != "quota":
                 gone = range(first, min(record.sequence, promised.get(name, 0)) + 1)
@@ -246,6 +251,8 @@ def telemetry(outbox: Outbox, sequence: int, stream: str, text: str) -> Telemetr
         engine="e",
         start=0.0,
         end=1.0,
+        requests=1,
+        rows=1,
     )
 
 
