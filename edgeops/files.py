@@ -33,6 +33,14 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directories(directory: Path) -> None:
+    """Make a directory, and those above it that are missing; the new names are durable."""
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_directory(each.parent)
+
+
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace a file: temporary file, fsync, rename, fsync of the directory.
 

@@ -204,6 +204,10 @@ class Manifest(_Part, frozen=True, kw_only=True):
                 return variant
         raise ManifestError(f"{self.name} {self.version}: no variant {name!r}; it has {self._variant_names()}")
 
+    def needed_files(self, variant: Variant) -> frozenset[str]:
+        """The files that a device must have to try and to run a variant; paths in the bundle."""
+        return frozenset({variant.file, self.golden, *filter(None, [self.reference])})
+
     def _variant_names(self) -> list[str]:
         return [variant.name for variant in self.variants]
 

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edgeops.errors import ConfigError, UntrustedError
-from edgeops.files import write_durably
+from edgeops.files import make_directories, write_durably
 
 MANIFEST = "manifest"
 DESIRED = "desired"
@@ -93,7 +93,7 @@ class SigningKey:
         if path.exists():
             return cls.load(path)
         key = cls.generate()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(path.parent)
         key.save(path)
         return key
 

@@ -17,6 +17,7 @@ import msgspec
 from edgeops import __version__
 from edgeops.__main__ import run as run_command
 from edgeops.errors import ConfigError, InputError
+from edgeops.files import write_durably
 from edgeops.link import Link
 from edgeops.mqtt import MqttLink
 from edgeops.selection import Attribute
@@ -70,7 +71,7 @@ def enrol_command(
     if not path.exists():
         # A JSON string is a TOML string.
         lines = [f"data = {json.dumps(str(config.directory))}", *([f"listen = {json.dumps(listen)}"] if listen else [])]
-        path.write_text("\n".join(lines) + "\n")
+        write_durably(path, ("\n".join(lines) + "\n").encode())
     click.echo(f"{identity.device} is in fleet {identity.fleet}, group {identity.group}")
     click.echo(f"start it with: edgeops-agent run --config {path}")
 

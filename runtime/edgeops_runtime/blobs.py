@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgeops.bundle import MANIFEST_FILE, open_bundle
 from edgeops.errors import DownloadError, EdgeOpsError
-from edgeops.files import digest_file, sync_directory, write_durably
+from edgeops.files import digest_file, make_directories, sync_directory, write_durably
 from edgeops_runtime.host import free_disk_bytes
 
 _COPY_BYTES = 1 << 20
@@ -29,7 +29,7 @@ class BlobStore:
         self._blobs = directory / "blobs"
         self._bundles = directory / "bundles"
         for each in (self._blobs, self._bundles):
-            each.mkdir(parents=True, exist_ok=True)
+            make_directories(each)
 
     def has(self, digest: str) -> bool:
         """Whether a blob is there, whole and verified when it came."""
@@ -49,10 +49,11 @@ class BlobStore:
         """What is wrong with a bundle that was assembled; empty when nothing is. Reads all of it."""
         try:
             bundle = open_bundle(self.bundle_path(digest), partial=True)
-            path = bundle.file(bundle.manifest.variant(variant).file)
+            needed = bundle.manifest.needed_files(bundle.manifest.variant(variant))
         except EdgeOpsError as error:
             return str(error)
-        return "" if path.exists() else f"{path}: missing"
+        missing = sorted(name for name in needed if not bundle.file(name).exists())
+        return f"{bundle.path}: {', '.join(missing)}: missing" if missing else ""
 
     def blob_path(self, digest: str) -> Path:
         """Where a blob lies, or will."""
@@ -86,7 +87,7 @@ class BlobStore:
         temporary.mkdir()
         for name, blob in files.items():
             path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directories(path.parent)
             _link_or_copy(self.blob_path(blob), path)
         write_durably(temporary / MANIFEST_FILE, manifest)
         for directory in {(temporary / name).parent for name in files} | {temporary}:

@@ -153,6 +153,7 @@ class WindowClosed(_Line, frozen=True, kw_only=True, tag="window_closed"):
     Attributes:
         start: Unix time in seconds; likewise ``end``.
         latency: Time from the parsed request to the encoded answer.
+        busy_s: How long the oldest request that is not answered yet has been under way, in seconds.
     """
 
     start: float
@@ -164,6 +165,7 @@ class WindowClosed(_Line, frozen=True, kw_only=True, tag="window_closed"):
     latency: Buckets
     profile: Profile | None
     rss_bytes: int
+    busy_s: float = 0.0
 
 
 class Sampled(_Line, frozen=True, kw_only=True, tag="sampled"):

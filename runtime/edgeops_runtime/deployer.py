@@ -210,6 +210,7 @@ class Deployer:
             not_finite=live.not_finite,
             latency_ms=live.p95_ms,
             incumbent_ms=p95,
+            busy_s=live.busy_s,
         )
         self._apply(event)
 

@@ -34,6 +34,9 @@ RECENT_WAIT_S = 10.0
 QUIET_FACTOR = 6.0
 """Without enough traffic, probation lasts this many times ``probation_s``; then the golden test and the silence have to do."""
 
+HELD_UP_S = 1.0
+"""While a request has been under way for so long, nothing is committed: that few have failed may be since none has ended."""
+
 KNOWN_PROBATION_S = 1.0
 """Probation of a version that was committed here before: it has proved itself, and whoever goes back is in a hurry."""
 
@@ -138,13 +141,14 @@ class Switched(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Live figures since the switch; latencies are p95 in milliseconds."""
+    """Live figures since the switch; latencies are p95 in milliseconds, ``busy_s`` is the age of the oldest open request."""
 
     requests: int = 0
     errors: int = 0
     not_finite: int = 0
     latency_ms: float | None = None
     incumbent_ms: float | None = None
+    busy_s: float = 0.0
 
 
 class Withdrawn(msgspec.Struct, frozen=True):
@@ -419,8 +423,10 @@ def _probation(deployment: Deployment, event: Figures, now: float) -> Outcome:
             known,
             f"probation: {event.errors} of {event.requests} requests failed, {event.not_finite} of them not finite",
         )
-    if deployment.is_strained:
-        return known, ()  # Its latency would be the board's; what it gets wrong is its own.
+    if event.busy_s >= STEP_TIMEOUT_S:
+        return _roll_back(known, f"probation: a request has been under way for {event.busy_s:.0f} s")
+    if deployment.is_strained or event.busy_s >= HELD_UP_S:
+        return known, ()  # On a strained board its latency would be the board's; what it gets wrong is its own.
     elapsed_s = now - deployment.step_began
     is_enough = event.requests >= trial.probation_requests and elapsed_s >= trial.probation_s
     is_enough = is_enough or (deployment.is_known and elapsed_s >= KNOWN_PROBATION_S)

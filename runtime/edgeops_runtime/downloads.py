@@ -72,6 +72,9 @@ class HttpDownloader:
         with response:
             if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
                 raise DownloadError(f"{url}: expected 200 or 206, got {response.status} {response.reason}")
+            if response.headers.get_content_type() == "text/html":
+                # A portal or a proxy that answers for everybody; held against the digest, it would look like an attack.
+                raise DownloadError(f"{url}: expected the bytes of a blob, got a page (text/html)")
             begins = _first_byte(response.headers.get("Content-Range"), offset, url) if response.status == 206 else 0  # noqa: PLR2004 - HTTP
             yield Stream(begins, _read(response, url))
 

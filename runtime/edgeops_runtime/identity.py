@@ -15,7 +15,7 @@ import msgspec
 
 from edgeops.enrolment import Enrolment, EnrolmentRequest
 from edgeops.errors import ConfigError, EdgeOpsError, RefusedError, TransientError
-from edgeops.files import write_durably
+from edgeops.files import make_directories, write_durably
 from edgeops.selection import Attribute
 from edgeops.signing import PublicKey, SigningKey
 from edgeops.topics import check_name
@@ -119,7 +119,7 @@ def enrol(
         raise ConfigError(
             f"{directory}: enrolled already as {known.device} in fleet {known.fleet}; use another directory"
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directories(directory)
     key = SigningKey.load_or_generate(directory / KEY_FILE)
     request = EnrolmentRequest(
         token=token,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeops.errors import ConfigError, ConflictError
-from edgeops.files import write_durably
+from edgeops.files import make_directories, write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def lock_directory(directory: Path) -> BinaryIO:
         ConfigError: It cannot be written.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directories(directory)
         lock = (directory / _LOCK_FILE).open("ab")
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from error

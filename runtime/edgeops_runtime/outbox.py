@@ -59,6 +59,10 @@ class _GapState(msgspec.Struct, kw_only=True):
     stamp: Stamp
     sent: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 < self.first <= self.last <= _MAX_SEQUENCE:
+            raise ValueError(f"gap: expected a range of sequences, got {self.first} to {self.last}")
+
 
 class _State(msgspec.Struct, kw_only=True):
     """What is kept beside the segments; replaced as a whole."""
@@ -68,8 +72,16 @@ class _State(msgspec.Struct, kw_only=True):
     last: dict[str, int] = {}
     gaps: dict[str, list[_GapState]] = {}
 
+    def __post_init__(self) -> None:
+        for name, acked in self.acked.items():
+            if not 0 <= acked <= self.last.get(name, 0) <= _MAX_SEQUENCE:
+                raise ValueError(f"{name}: expected acked up to last, got {acked} and {self.last.get(name)}")
+        if not all(0 <= last <= _MAX_SEQUENCE for last in self.last.values()):
+            raise ValueError(f"expected sequences up to {_MAX_SEQUENCE}, got {self.last}")
+
 
 _STATE_FILE = "state.json"
+_MAX_SEQUENCE = 1 << 62
 _MAX_SEGMENT_BYTES = 256 << 10
 _MIN_SEGMENT_BYTES = 4 << 10
 _MAX_PENDING_BYTES = 256 << 10

@@ -87,9 +87,11 @@ class LiveFigures(msgspec.Struct):
     errors: int = 0
     not_finite: int = 0
     latency: Buckets = {}
+    busy_s: float = 0.0
 
     def add(self, closed: WindowClosed) -> None:
         """Its worker has reported."""
+        self.busy_s = closed.busy_s
         self.requests += closed.requests
         self.errors += closed.errors
         self.not_finite += closed.not_finite

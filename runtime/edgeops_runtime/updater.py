@@ -144,7 +144,7 @@ class Updater:
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen
-        names = {variant.file, manifest.golden, *filter(None, [manifest.reference])}
+        names = manifest.needed_files(variant)
         fetch.allow(sum(manifest.files[name].size_bytes for name in names))
         missing = self._store.missing_bytes(
             {manifest.files[name].digest: manifest.files[name].size_bytes for name in names}
@@ -173,8 +173,10 @@ class Updater:
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen
-        if not bundle.file(variant.file).exists():
-            return self._discard(order, f"{bundle.path}: {variant.file} is not among what was fetched")
+        # Another variant than before, or a bundle whose removal a power cut has interrupted.
+        missing = sorted(name for name in bundle.manifest.needed_files(variant) if not bundle.file(name).exists())
+        if missing:
+            return self._discard(order, f"{bundle.path}: {', '.join(missing)}: not there")
         return Brought(variant=variant.name, engine=engine, downloaded_bytes=0)
 
     def _discard(self, order: Order, reason: str) -> Brought | None:
@@ -299,6 +301,9 @@ class _Fetch:
                     partial.discard()  # What was to be kept for the next try may be all the room that slots and outbox have.
                     raise
                 place += len(chunk)
+        if size_bytes is not None and place < size_bytes:
+            # Nobody gains by sending too little; what is there is kept, as after any connection that breaks off.
+            raise DownloadError(f"{url}: expected {size_bytes} bytes, {place} came")
 
     def _pause(self, tries: int) -> None:
         # Full jitter, after "Exponential backoff and jitter" (Brooker, 2015).

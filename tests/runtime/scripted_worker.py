@@ -1,12 +1,14 @@
 """A worker without an engine, for the tests of the agent: a real process that speaks the control lines and answers HTTP.
 
 It does what ``model.onnx`` of its bundle says, a JSON object: ``{"load": "dies" | "fails", "golden": false, "shadow": {…},
-"serve": "dies", "window": {…}}``; an empty object is a healthy model. Every answer is the name of the version.
+"serve": "dies", "window": {…}, "ends": {…}}``; an empty object is a healthy model. Every answer is the name of the version.
+``ends`` is ``{"at": "load" | "golden" | "shadow" | "request", "by": "SIGILL" | … | "exit" | "hang", "after": 0}``: a real end.
 """
 
 import argparse
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -18,12 +20,25 @@ from edgeops.latency import latency_bucket
 from edgeops_runtime import control
 
 
+def reach(script, place, count=0):
+    """The model may end here, as it says."""
+    ends = script.get("ends", {})
+    if ends.get("at") != place or count < ends.get("after", 0):
+        return
+    if ends["by"] == "exit":
+        os._exit(0)
+    if ends["by"] == "hang":
+        threading.Event().wait()
+    os.kill(os.getpid(), signal.Signals[ends["by"]])
+
+
 class Worker:
     def __init__(self, script, version, lines, listening):
         self.script, self.version, self.lines, self.listening = script, version, lines, listening
         self.accepting = threading.Event()
         self.busy = 0
         self.requests = self.reported = 0
+        self.under_way = {}
         self.started = time.time()
         self.lock = threading.Lock()
 
@@ -42,6 +57,7 @@ class Worker:
             latency={latency_bucket(counts.get("latency_ns", 1_000_000)): requests} if requests else {},
             profile=None,
             rss_bytes=1 << 20,
+            busy_s=max((time.monotonic() - begun for begun in list(self.under_way.values())), default=0.0),
         )
 
     def accept(self):
@@ -62,6 +78,9 @@ class Worker:
             if connection.recv(65536):
                 if self.script.get("serve") == "dies":
                     os._exit(9)
+                self.under_way[connection] = time.monotonic()
+                reach(self.script, "request", self.requests)
+                del self.under_way[connection]
                 body = self.version.encode()
                 head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
                 with self.lock:
@@ -82,6 +101,7 @@ class Worker:
     def follow(self, line):
         match line:
             case control.Golden():
+                reach(self.script, "golden")
                 passed = self.script.get("golden", True)
                 self.lines.send(
                     control.GoldenResult(
@@ -92,6 +112,7 @@ class Worker:
                 Path(line.path).write_bytes(b"recent")
                 self.lines.send(control.RecentResult(count=min(self.requests, line.count)))
             case control.Shadow():
+                reach(self.script, "shadow")
                 figures = {"answered": 4, "failed": 0, "not_finite": 0, "agreement": 1.0, "latency_ms": 1.0}
                 self.lines.send(control.ShadowResult(**(figures | self.script.get("shadow", {}))))
             case control.Serve():
@@ -116,6 +137,7 @@ def main():
     lines = control.ControlSocket(socket.socket(fileno=arguments.control_fd))
     bundle = open_bundle(Path(arguments.bundle), partial=True)
     script = json.loads(bundle.file("model.onnx").read_text())
+    reach(script, "load")
     if script.get("load") == "dies":
         os.abort()
     if script.get("load") == "fails":

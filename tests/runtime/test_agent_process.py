@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from edgeops.bundle import Bundle, write_bundle
 from edgeops.messages import Trial
 from edgeops_runtime.slots import SlotStore
 from edgeops_runtime.worker_process import WORKER_COMMAND
@@ -229,3 +231,124 @@ def test_damaged_identity_is_an_error_that_names_the_file(station, name):
     assert done.returncode == 1
     assert f"{station.data / name}: expected" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def faulty_bundle(directory: Path, version: str, fault: str, *, healthy: Bundle, key) -> Bundle:
+    """A signed bundle that is right in everything but its model."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Flatten", ["pixels"], ["flat"])]
+    constants = {"weights": np.zeros((784, 7 if fault == "another shape" else 10), np.float32)}
+    if fault == "all memory":
+        constants |= {"size": np.array([1 << 30], np.int64)}
+        nodes += [helper.make_node("ConstantOfShape", ["size"], ["huge"])]
+        nodes += [helper.make_node("ReduceSum", ["huge"], ["zero"], keepdims=0)]
+        nodes += [helper.make_node("MatMul", ["flat", "weights"], ["product"])]
+        nodes += [helper.make_node("Add", ["product", "zero"], ["scores"])]
+    elif fault == "no end":
+        constants |= {"half": np.float32(0.5), "start": np.float32(0)}
+        body = helper.make_graph(
+            [
+                helper.make_node("Identity", ["going"], ["goes_on"]),
+                helper.make_node("Add", ["state", "state"], ["next"]),
+            ],
+            "turn",
+            [
+                helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+                helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("state", TensorProto.FLOAT, []),
+            ],
+            [
+                helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("next", TensorProto.FLOAT, []),
+            ],
+        )
+        nodes += [helper.make_node("ReduceMean", ["pixels"], ["mean"], keepdims=0)]
+        nodes += [helper.make_node("Greater", ["mean", "half"], ["is_bright"])]
+        nodes += [helper.make_node("Loop", ["", "is_bright", "start"], ["zero"], body=body)]
+        nodes += [helper.make_node("MatMul", ["flat", "weights"], ["product"])]
+        nodes += [helper.make_node("Add", ["product", "zero"], ["scores"])]
+    else:
+        nodes += [helper.make_node("MatMul", ["flat", "weights"], ["scores"])]
+    graph = helper.make_graph(
+        nodes,
+        "faulty",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    if fault == "a file outside":
+        (directory / "secret.bin").write_bytes(np.ones((784, 10), np.float32).tobytes())
+        onnx.external_data_helper.set_external_data(graph.initializer[0], location="../../../secret.bin")
+        graph.initializer[0].ClearField("raw_data")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    work = directory / f"faulty-{version}"
+    work.mkdir()
+    (work / "model.onnx").write_bytes(b"\x08\x08garbage" * 100 if fault == "no model" else model)
+    rows = np.zeros((2, 1, 28, 28), np.float32)
+    np.savez(work / "golden.npz", **{"input/image": rows, "output/onnx/logits": np.zeros((2, 10), np.float32)})
+    manifest = msgspec.structs.replace(healthy.manifest, version=version, reference=None)
+    files = {name: work / name for name in ("model.onnx", "golden.npz")}
+    return write_bundle(work / "bundle", manifest, files, keys=[key])
+
+
+@pytest.mark.slow
+def test_real_models_of_every_bad_kind_never_serve(station, make_bundle, release_key, tmp_path):
+    station.settings["worker_memory_mb"] = 1500
+    station.start()
+    healthy = make_bundle("1.0.0")
+    station.install(healthy)
+    trial = Trial(shadow_requests=4, min_agreement=0.9, probation_requests=5, probation_s=0.3, attempts=1)
+    with Hammer(station) as hammer:
+        for number, (fault, reason) in enumerate(
+            {
+                "another shape": "expected",
+                "no model": "load:",
+                "all memory": "alloc",
+                "a file outside": "load:",
+            }.items()
+        ):
+            bad = faulty_bundle(tmp_path, f"2.{number}.0", fault, healthy=healthy, key=release_key)
+            station.desire(station.target(None, rollout=bad, trial=trial))
+            end = station.wait_for(bad.manifest.version, "rolled_back", within_s=60)
+            assert end.reason_class.value == "defect"
+            assert reason in end.reason, (fault, end.reason)
+            assert bad.digest in station.agent._store.slots.quarantine
+    assert hammer.failures == []
+    assert set(hammer.answers) == {"1.0.0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGKILL])
+def test_real_worker_that_is_ended_by_a_signal_in_its_probation_gives_the_traffic_back(station, make_bundle, number):
+    station.start()
+    station.install(make_bundle("1.0.0"))
+    trial = Trial(shadow_requests=0, probation_requests=50, probation_s=60, deadline_s=120)
+    station.desire(station.target(None, rollout=make_bundle("1.1.0"), trial=trial))
+    station.wait_for("1.1.0", "probation", within_s=60)
+    eventually(lambda: station.answer() == "1.1.0")
+    os.kill(station.agent._deployer.serving_process.pid, number)
+    end = station.wait_for("1.1.0", "rolled_back", within_s=60)
+    assert number.name in end.reason
+    assert station.answer() == "1.0.0"
+
+
+@pytest.mark.slow
+def test_real_model_that_never_ends_on_bright_images_gives_the_traffic_back(
+    station, make_bundle, release_key, tmp_path, monkeypatch
+):
+    station.start()
+    healthy = make_bundle("1.0.0")
+    station.install(healthy)
+    bad = faulty_bundle(tmp_path, "2.0.0", "no end", healthy=healthy, key=release_key)
+    trial = Trial(shadow_requests=0, probation_requests=3, probation_s=60, deadline_s=200)
+    station.desire(station.target(None, rollout=bad, trial=trial))
+    station.wait_for("2.0.0", "probation", within_s=60)
+    eventually(lambda: station.answer() == "2.0.0")
+    monkeypatch.setattr("edgeops_runtime.deployment.STEP_TIMEOUT_S", 3.0)
+    with pytest.raises(OSError):  # noqa: PT011 - whatever its caller sees when the worker is ended
+        station.answer(top=1.0)
+    assert "under way for" in station.wait_for("2.0.0", "rolled_back", within_s=60).reason
+    eventually(lambda: station.answer(top=1.0) == "1.0.0")
+    eventually(lambda: station.agent._crew.size == 1, within_s=100)  # It had its time to end, and is ended.

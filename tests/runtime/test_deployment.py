@@ -4,6 +4,7 @@ import pytest
 
 from edgeops.messages import DeploymentState, ReasonClass, Trial
 from edgeops_runtime.deployment import (
+    HELD_UP_S,
     LATENCY_SLACK_MS,
     QUIET_FACTOR,
     RECENT_WAIT_S,
@@ -162,6 +163,16 @@ def test_few_requests_with_a_bad_rate_are_not_committed_at_the_end_of_a_quiet_pr
     deployment, _ = drive(*TO_PROBATION)
     late = deployment.step_began + QUIET_FACTOR * TRIAL.probation_s
     assert step(deployment, Figures(requests=4, errors=2), now=late)[0].is_defect
+
+
+def test_nothing_is_committed_while_a_request_hangs_and_that_does_not_last_for_ever():
+    deployment, _ = drive(*TO_PROBATION)
+    late = deployment.step_began + QUIET_FACTOR * TRIAL.probation_s
+    for figures in (Figures(busy_s=HELD_UP_S), Figures(requests=1000, busy_s=HELD_UP_S)):
+        assert step(deployment, figures, now=late)[1] == ()
+    ended, actions = step(deployment, Figures(requests=1000, busy_s=STEP_TIMEOUT_S), now=late)
+    assert (ended.state, ended.is_defect, actions) == (DeploymentState.ROLLED_BACK, True, (Action.DROP,))
+    assert "under way for 60 s" in ended.reason
 
 
 def test_slow_candidate_in_probation_is_rolled_back():

@@ -111,16 +111,26 @@ def test_damaged_beginning_is_discarded_and_fetched_anew(store, server, bundle, 
     assert isinstance(bring(updater(store, release_key), server, bundle), Brought)
 
 
-@pytest.mark.parametrize("lie", ["other bytes", "longer", "shorter"])
+@pytest.mark.parametrize("lie", ["other bytes", "longer"])
 def test_wrong_blob_is_refused_after_a_second_try(store, server, bundle, release_key, lie):
     data = server.blobs[golden(bundle)]
-    server.blobs[golden(bundle)] = {"other bytes": b"\0" * len(data), "longer": data + b"x", "shorter": data[:-1]}[lie]
+    server.blobs[golden(bundle)] = {"other bytes": b"\0" * len(data), "longer": data + b"x"}[lie]
     result = bring(updater(store, release_key), server, bundle)
     assert isinstance(result, NotBrought)
     assert result.reason_class is ReasonClass.SECURITY
     assert golden(bundle) in result.reason
     assert not store.has_bundle(bundle.digest)
-    assert store.partial(golden(bundle)).size_bytes in {0, len(data) - 1}
+    assert store.partial(golden(bundle)).size_bytes == 0
+
+
+def test_blob_that_is_too_short_is_waited_for(store, server, bundle, release_key):
+    data = server.blobs[golden(bundle)]
+    server.blobs[golden(bundle)] = data[:-1]
+    result = bring(updater(store, release_key), server, bundle)
+    assert result.reason_class is ReasonClass.TRANSIENT
+    assert f"expected {len(data)} bytes" in result.reason
+    server.blobs[golden(bundle)] = data
+    assert isinstance(bring(updater(store, release_key), server, bundle), Brought)
 
 
 def test_missing_blob_is_transient_after_some_tries(store, server, bundle, release_key):
@@ -225,3 +235,83 @@ def test_disk_that_fills_up_under_a_download_gets_its_room_back(store, server, b
     monkeypatch.setattr("edgeops_runtime.blobs.PartialBlob.append", full)
     assert bring(updater(store, release_key), server, bundle).reason_class is ReasonClass.ENVIRONMENT
     assert store.partial(bundle.digest).size_bytes == 0
+
+
+class Trickster:
+    """Answers for some blobs in its own way; everything else as the server does."""
+
+    def __init__(self, server: BlobServer, trick: str, digest: str) -> None:
+        self._server, self._trick, self._digest = server, trick, digest
+        self._honest = server.answer
+        self.let_go = threading.Event()
+        server.answer = self.answer
+
+    def answer(self, handler) -> None:
+        if not handler.path.endswith(self._digest):
+            self._honest(handler)
+            return
+        self._server.requests.append((self._digest, handler.headers.get("Range")))
+        data = self._server.blobs[self._digest]
+        handler.close_connection = True
+        status, headers, body = {
+            "a page of a captive portal": (200, {"Content-Type": "text/html"}, b"<html>Welcome!</html>" * 300),
+            "another range": (206, {"Content-Range": f"bytes 5-{len(data) - 1}/{len(data)}"}, data[5:]),
+            "a range that nobody asked for": (206, {}, data),
+            "no end": (200, {"Transfer-Encoding": "chunked"}, b"10000\r\n" + bytes(65536) + b"\r\n"),
+            "nothing": (200, {}, b""),
+            "a promise": (200, {"Content-Length": str(len(data))}, data[:100]),
+            "a redirection to a file": (302, {"Location": "file:///etc/passwd"}, b""),
+            "a redirection to itself": (302, {"Location": handler.path}, b""),
+            "nonsense": (999, {"Content-Length": "-5"}, b"\0" * 100),
+        }[self._trick]
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        try:
+            handler.wfile.write(body)
+            while self._trick == "no end":
+                handler.wfile.write(body)
+            if self._trick == "a promise":
+                handler.wfile.flush()
+                self.let_go.wait(20)  # And never a byte more.
+        except OSError:
+            return  # They have had enough.
+
+
+@pytest.mark.parametrize(
+    ("trick", "reason_class"),
+    [
+        ("a page of a captive portal", ReasonClass.TRANSIENT),
+        ("another range", ReasonClass.TRANSIENT),
+        ("a range that nobody asked for", ReasonClass.TRANSIENT),
+        ("no end", ReasonClass.SECURITY),
+        ("nothing", ReasonClass.TRANSIENT),
+        ("a promise", ReasonClass.TRANSIENT),
+        ("a redirection to a file", ReasonClass.TRANSIENT),
+        ("a redirection to itself", ReasonClass.TRANSIENT),
+        ("nonsense", ReasonClass.TRANSIENT),
+    ],
+)
+def test_server_that_plays_tricks_brings_nothing_and_fills_nothing(
+    store, server, bundle, release_key, *, trick, reason_class
+):
+    size = bundle.manifest.files["golden.npz"].size_bytes
+    trickster = Trickster(server, trick, golden(bundle))
+    made = Updater(
+        store,
+        HttpDownloader(timeout_s=0.3),
+        keys=[release_key.public],
+        choose=lambda manifest: (manifest.variants[0], "onnxruntime"),
+        pace=Pace(backoff_s=0.01, max_backoff_s=0.02),
+        rng=random.Random(1),
+    )
+    result = bring(made, server, bundle)
+    trickster.let_go.set()
+    assert isinstance(result, NotBrought)
+    assert result.reason_class is reason_class, result
+    assert not store.has(golden(bundle))
+    assert not store.has_bundle(bundle.digest)
+    assert store.partial(golden(bundle)).size_bytes <= size
+    server.answer = trickster._honest
+    assert isinstance(bring(updater(store, release_key), server, bundle), Brought)

@@ -139,6 +139,13 @@ class Connection:
         self._reader = _Reader(limits, heads or KnownHeads(), _peer_uid(connection))
         self._is_last = False
         self._idle_since: float | None = time.monotonic()
+        self._asked_at: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """How long the handler has been at a request, in seconds; 0 while it is not. What a slow client takes is not in it."""
+        begun = self._asked_at
+        return time.monotonic() - begun if begun is not None else 0.0
 
     @property
     def idle_s(self) -> float:
@@ -217,7 +224,9 @@ class Connection:
         self._idle_since = None
         while reader.requests:
             request = reader.requests.popleft()
+            self._asked_at = time.monotonic()
             response = self._handler(request)
+            self._asked_at = None
             # What a client sent before it could know that this is the end is still answered.
             goes_on = request.keep_alive and (not self._is_last or bool(reader.requests) or reader.has_begun)
             self._send(response, goes_on=goes_on, is_head=request.method == b"HEAD")

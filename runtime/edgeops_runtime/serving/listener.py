@@ -57,6 +57,12 @@ class Listener:
         self._is_over = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def busy_s(self) -> float:
+        """How long the oldest request that is not answered yet has been under way, in seconds; 0 when there is none."""
+        with self._changed:
+            return max((connection.busy_s for connection in self._open), default=0.0)
+
     def start(self) -> None:
         """Accept from now on."""
         if self._thread is not None:

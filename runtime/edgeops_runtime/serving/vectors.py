@@ -32,7 +32,8 @@ def read_arrays(path: Path) -> Tensors:
         ManifestError: It is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves the file of a damaged archive open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to say that a file is damaged
         raise ManifestError(f"{path}: expected an .npz of arrays: {error}") from error

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+import msgspec
 
 from edgeops.bundle import open_bundle
 from edgeops.errors import EdgeOpsError, MessageError
@@ -100,7 +101,7 @@ class Worker:
                 self._listener.pause()
                 self._control.send(Paused())
             case Window():
-                self._control.send(self._model.window())
+                self._control.send(msgspec.structs.replace(self._model.window(), busy_s=self._listener.busy_s))
             case Collect():
                 self._capture.order(order)
             case Ease():
