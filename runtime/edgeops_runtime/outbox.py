@@ -360,22 +360,28 @@ class Outbox:
         for stream in Stream:
             log = self._logs[stream]
             segment = log.oldest()
-            if segment is None and in_memory and log.pending_count:
+            if segment is not None and self._drop_segment(stream, segment):
+                return True
+            if in_memory and log.pending_count:
                 sequence = log.drop_pending()
                 self._add_gap(stream, sequence, sequence, "quota")
                 return True
-            if segment is None:
-                continue
-            first = max(segment.first, self.acked(stream) + 1)
-            if first <= segment.last:
-                self._add_gap(stream, first, segment.last, "quota")
-            # The gap first: without it a power cut now would lose the count. With a full disk the hole itself tells later,
-            # unless it is the last segment, whose absence nobody would notice.
-            if not self._save_state() and log.segment_count == 1:
-                return False
-            log.drop(segment)
-            return True
         return False
+
+    def _drop_segment(self, stream: Stream, segment: Segment) -> bool:
+        log = self._logs[stream]
+        # The gap first: without it a power cut now would lose the count. With a full disk the hole itself tells later, unless
+        # it is the last segment, whose absence nobody would notice.
+        is_last = log.segment_count == 1
+        if is_last and not self._save_state():
+            return False
+        first = max(segment.first, self.acked(stream) + 1)
+        if first <= segment.last:
+            self._add_gap(stream, first, segment.last, "quota")
+        if not self._save_state() and is_last:
+            return False
+        log.drop(segment)
+        return True
 
     def _forget_acked(self) -> None:
         removable = {

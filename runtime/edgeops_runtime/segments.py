@@ -188,7 +188,7 @@ class Log:
         Raises:
             OSError: The file cannot be read.
         """
-        last = 0
+        last = segment.first - 1
         for record in records_of(segment.path.read_bytes()):
             if last < record.first and record.sequence <= segment.last:
                 last = record.sequence
@@ -355,24 +355,27 @@ class Log:
             _sync_file(self._segments[-1].path)
 
     def _recover_segment(self, path: Path, data: bytes) -> None:
+        """Take what is new in a segment: what a failed sync had written already stands in two, and so does what was added up."""
         last = self._segments[-1].last if self._segments else 0
-        frames = [frame for frame in scan(data) if frame.first > last]
+        frames = [frame for frame in scan(data) if frame.last > last]
         if not frames:
             with contextlib.suppress(OSError):
                 path.unlink()
             return
+        begin = max(frames[0].first, last + 1)
         for frame in frames:
-            if frame.first <= last:
+            first = max(frame.first, last + 1)
+            if first > frame.last:
                 continue
-            if self._ranges and self._ranges[-1][1] + 1 == frame.first:
+            if self._ranges and self._ranges[-1][1] + 1 == first:
                 self._ranges[-1] = (self._ranges[-1][0], frame.last)
             else:
-                self._ranges.append((frame.first, frame.last))
+                self._ranges.append((first, frame.last))
             last = frame.last
         end = frames[-1].end
         if end < len(data):
             _truncate(path, end)
-        self._segments.append(Segment(path=path, first=frames[0].first, last=last, size_bytes=end))
+        self._segments.append(Segment(path=path, first=begin, last=last, size_bytes=end))
 
 
 def _truncate(path: Path, size_bytes: int) -> None:
