@@ -10,14 +10,11 @@ _SAVED = 120.0
 
 
 class Allowance:
-    """The commits of one stream.
+    """The commits of one stream; times are seconds of monotonic time."""
 
-    Args:
-        now: Seconds of monotonic time.
-    """
-
-    def __init__(self, now: float) -> None:
-        self._left, self._seen = _SAVED, now
+    def __init__(self) -> None:
+        self._left = _SAVED
+        self._seen: float | None = None
         self._waiting_since: float | None = None
 
     def note_waiting(self, now: float) -> None:
@@ -29,7 +26,8 @@ class Allowance:
         """Whether what waits is to be written now."""
         if self._waiting_since is None:
             return False
-        self._left = min(self._left + max(now - self._seen, 0) / EVERY_S, _SAVED)
+        since_s = now - self._seen if self._seen is not None else 0.0
+        self._left = min(self._left + max(since_s, 0.0) / EVERY_S, _SAVED)
         self._seen = now
         return self._left >= 1 or now - self._waiting_since >= EVERY_S
 

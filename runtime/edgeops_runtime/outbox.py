@@ -133,8 +133,7 @@ class Outbox:
             for stream in Stream
         }
         self._segment_bytes = segment_bytes
-        now = stamp().uptime_s
-        self._allowances = {stream: Allowance(now) for stream in Stream}
+        self._allowances = {stream: Allowance() for stream in Stream}
         self._dirty = False
         for stream in Stream:
             self._recover(stream)
@@ -486,8 +485,11 @@ class Outbox:
         return not self._dirty
 
     def _try_save_state(self) -> OSError | None:
+        # A sequence that is in memory only was never given, should the power be cut now.
+        last = {stream.value: self._durable_last(stream) for stream in Stream}
+        state = msgspec.structs.replace(self._state, last=last)
         try:
-            write_durably(self._directory / _STATE_FILE, msgspec.json.encode(self._state))
+            write_durably(self._directory / _STATE_FILE, msgspec.json.encode(state))
         except OSError as error:
             return error
         return None

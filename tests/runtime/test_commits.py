@@ -17,15 +17,15 @@ def commits(allowance: Allowance, times) -> list[float]:
 
 def test_record_a_minute_is_written_at_once():
     times = [60 * number for number in range(1, 2000)]
-    assert commits(Allowance(0), times) == times
+    assert commits(Allowance(), times) == times
 
 
 def test_burst_is_written_at_once_until_the_allowance_is_used_up_and_then_once_a_minute():
-    done = commits(Allowance(0), range(1, 86401))
+    done = commits(Allowance(), range(1, 86401))
     assert done[:100] == list(range(1, 101))
     assert len(done) <= 86400 / EVERY_S + 125
     assert max(after - before for before, after in itertools.pairwise(done)) <= EVERY_S + 1
 
 
 def test_nothing_is_due_when_nothing_waits():
-    assert not Allowance(0).is_due(1e9)
+    assert not Allowance().is_due(1e9)
