@@ -196,6 +196,8 @@ class Record(_Message, frozen=True, kw_only=True):
         time: Unix time in seconds by the device's clock.
         uptime_s: Seconds of monotonic time since the machine started.
         clock_trusted: Whether the device believed its clock.
+        machine_boot: Which start of the machine ``uptime_s`` counts from: 12 hexadecimal digits of the kernel's boot id. Empty
+            where that is unknown, as in records of older agents; such a record keeps the time that it claims.
     """
 
     epoch: str
@@ -205,6 +207,12 @@ class Record(_Message, frozen=True, kw_only=True):
     time: float
     uptime_s: float
     clock_trusted: bool = True
+    machine_boot: str = ""
+
+    @property
+    def first_sequence(self) -> int:
+        """The first sequence that this record stands for; the last is its own."""
+        return self.sequence
 
 
 class Transition(Record, frozen=True, kw_only=True, tag="transition"):
@@ -230,6 +238,25 @@ class Gap(Record, frozen=True, kw_only=True, tag="gap"):
     first: int
     count: int
     reason: str
+
+    @property
+    def first_sequence(self) -> int:
+        """The first sequence that went."""
+        return self.first
+
+
+class Anchor(Record, frozen=True, kw_only=True, tag="anchor"):
+    """The wall clock was believed for the first time, or was set: what dates other records of the same ``machine_boot``.
+
+    ``time`` less ``uptime_s`` is when the machine started by the clock from now on.
+
+    Attributes:
+        before_s: The same by the clock before; ``None``: the agent has only begun to look.
+        before_trusted: Whether the clock before was believed.
+    """
+
+    before_s: float | None = None
+    before_trusted: bool = False
 
 
 class Notice(Record, frozen=True, kw_only=True, tag="notice"):
@@ -275,16 +302,22 @@ class HostMetrics(_Message, frozen=True, kw_only=True):
 
 
 class Telemetry(Record, frozen=True, kw_only=True, tag="telemetry"):
-    """One window of one model: counters, latency, drift profile, host.
+    """One window of one model, or several that were added up: counters, latency, drift profile, host.
 
     Attributes:
+        first: First sequence of those that a device with too little room added up, none of which it had sent; this record
+            stands for all of them, up to its own. 0: for itself alone.
+        windows: How many windows were added up.
         start: Unix time in seconds of the beginning; ``end`` likewise.
         requests: Inference requests that were answered, errors included; ``rows`` counts rows.
         errors: Requests that failed on the device's account; bad requests are not among them.
         not_finite: Answers that held NaN or infinity; they are among the errors.
         latency: Histogram of the time inside the worker.
+        host: At the end of the last window.
     """
 
+    first: int = 0
+    windows: int = 1
     model: str
     version: str
     digest: str
@@ -302,9 +335,14 @@ class Telemetry(Record, frozen=True, kw_only=True, tag="telemetry"):
 
     def __post_init__(self) -> None:
         # What is wrong here would spoil every sum that it is added to.
-        if min(self.requests, self.rows, self.errors, self.not_finite) < 0:
+        if min(self.first, self.requests, self.rows, self.errors, self.not_finite) < 0:
             raise MessageError("telemetry: counters are not negative")
         check_buckets(self.latency)
+
+    @property
+    def first_sequence(self) -> int:
+        """The first sequence that was added up."""
+        return self.first or self.sequence
 
 
 class SampledTensor(_Message, frozen=True, kw_only=True):
@@ -337,7 +375,7 @@ class Sample(Record, frozen=True, kw_only=True, tag="sample"):
     confidence: float | None = None
 
 
-StoredRecord = Transition | Gap | Notice | Telemetry | Sample
+StoredRecord = Transition | Gap | Notice | Anchor | Telemetry | Sample
 """What goes through the outbox and is acknowledged."""
 
 _RECORD_JSON: msgspec.json.Decoder[StoredRecord] = msgspec.json.Decoder(StoredRecord)
@@ -406,7 +444,7 @@ def decode_json(data: bytes, kind: type[MessageType], *, where: str) -> MessageT
 
 
 def encode_record(record: StoredRecord) -> bytes:
-    """A stored record for the wire: transitions, gaps and notices as JSON, the rest as compressed MessagePack.
+    """A stored record for the wire: events and gaps as JSON, the rest as compressed MessagePack.
 
     Raises:
         MessageError: It is larger than a broker takes.

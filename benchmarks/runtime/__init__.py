@@ -1,1 +1,1 @@
-"""The device runtime against its bars: what it survives, and what it costs."""
+"""The device runtime against its bars, in one run: ``python -m benchmarks.runtime``; ../README.md."""

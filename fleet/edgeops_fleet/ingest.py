@@ -18,6 +18,7 @@ from edgeops.errors import LinkError, MessageError
 from edgeops.link import Link, Received
 from edgeops.messages import (
     Ack,
+    Anchor,
     Birth,
     Death,
     Gap,
@@ -33,6 +34,7 @@ from edgeops.messages import (
 )
 from edgeops.selection import Attribute
 from edgeops.topics import Topics, Upstream
+from edgeops_fleet.dating import apply_anchor, date, dated, dating_columns, known_clock
 from edgeops_fleet.devices import apply_birth, apply_death, apply_transition
 from edgeops_fleet.drift import WindowObservation
 from edgeops_fleet.retraining.samples import insert_sample
@@ -237,7 +239,8 @@ class Ingest:
         with self._store.write() as connection:
             if device not in _known_devices(connection, {device}):
                 return
-            batch.marks[key] = self._mark(connection, key, batch).with_range(record.sequence, record.sequence)
+            mark = self._mark(connection, key, batch)
+            batch.marks[key] = mark.with_range(record.first_sequence, record.sequence)
             batch.touched.add(key)
             _write_marks(connection, batch)
             text = f"{device}: record {record.sequence} of {record.stream} cannot be stored and is left out: {reason}"
@@ -318,15 +321,22 @@ class Ingest:
         key = (device, record.epoch, record.stream)
         batch.touched.add(key)
         batch.marks.setdefault(key, mark)
-        if record.sequence in mark:
+        first = record.first_sequence
+        missing = mark.missing(first, record.sequence)
+        if not missing:
             batch.duplicates += 1
             return
-        first = record.first if isinstance(record, Gap) else record.sequence
         after = mark.with_range(first, record.sequence)
         if len(after.ahead) > _MAX_AHEAD:
             return
-        is_latest = record.sequence > (mark.ahead[-1][1] if mark.ahead else mark.contiguous)
-        self._insert(connection, device, record, batch, attributes=attributes, is_latest=is_latest, now=now)
+        if isinstance(record, Telemetry) and missing < record.sequence - first + 1:
+            self._note_overlap(connection, device, record, missing=missing)
+        else:
+            is_latest = record.sequence > (mark.ahead[-1][1] if mark.ahead else mark.contiguous)
+            if isinstance(record, Gap):
+                # What it stands for may have come before the device gave it up.
+                record = msgspec.structs.replace(record, count=missing)
+            self._insert(connection, device, record, batch, attributes=attributes, is_latest=is_latest, now=now)
         batch.marks[key] = after
         batch.records += 1
 
@@ -342,12 +352,11 @@ class Ingest:
         now: float,
     ) -> None:
         match record:
-            case Telemetry():
-                batch.newest = insert_window(connection, device, record, now=now)
-                if record.profile is not None:
-                    batch.observations.append(observation_of(device, record, attributes, now=now))
-            case Sample():
-                insert_sample(connection, device, record, now=now)
+            case Telemetry() | Sample():
+                self._insert_dated(connection, device, record, batch, attributes=attributes, now=now)
+            case Anchor():
+                self._insert_event(connection, device, record, now=now)
+                self._apply_anchor(connection, device, record, now=now)
             case Transition():
                 self._insert_event(connection, device, record, now=now)
                 record_transition(connection, device, record, now=now)
@@ -363,6 +372,44 @@ class Ingest:
                 kind = f"device.{record.kind}"
                 self._store.note(connection, kind, f"{device}: {record.text}", actor=device, device=device)
         _mark_seen(connection, device, now=now)
+
+    @staticmethod
+    def _insert_dated(
+        connection: sa.Connection,
+        device: str,
+        record: Telemetry | Sample,
+        batch: _Batch,
+        *,
+        attributes: dict[str, Attribute],
+        now: float,
+    ) -> None:
+        clock = known_clock(connection, device, record.machine_boot)
+        dating = date(record, clock, now=now)
+        columns = dating_columns(record, dating)
+        record = dated(record, dating)
+        if isinstance(record, Sample):
+            insert_sample(connection, device, record, dating=columns, now=now)
+            return
+        batch.newest = insert_window(connection, device, record, dating=columns, now=now)
+        if record.profile is not None:
+            batch.observations.append(observation_of(device, record, attributes, now=now))
+
+    def _apply_anchor(self, connection: sa.Connection, device: str, anchor: Anchor, *, now: float) -> None:
+        rows = apply_anchor(connection, device, anchor, now=now)
+        if anchor.before_s is None and not rows:
+            return
+        shift_s = anchor.time - anchor.uptime_s - (anchor.before_s or 0.0)
+        by = f"was set by {shift_s:+,.0f} s" if anchor.before_s is not None else "is right"
+        text = f"{device}: its clock {by}" + (f"; {rows} windows and samples are dated anew" if rows else "")
+        self._store.note(connection, "device.clock", text, actor=device, device=device)
+
+    def _note_overlap(self, connection: sa.Connection, device: str, record: Telemetry, *, missing: int) -> None:
+        """No device adds up what it has sent; should one, nothing of it may count twice."""
+        text = (
+            f"{device}: telemetry {record.first_sequence} to {record.sequence} was added up after"
+            f" {record.sequence - record.first_sequence + 1 - missing} of it had come; it is left out"
+        )
+        self._store.note(connection, "device.bad_record", text, actor=device, device=device)
 
     @staticmethod
     def _insert_event(connection: sa.Connection, device: str, record: StoredRecord, *, now: float) -> None:
@@ -411,7 +458,7 @@ def _refuse(reason: str) -> NoReturn:
 
 def _check_record(record: Record, *, where: str) -> None:
     """Refuse sequences that make no sense, before they reach the marks."""
-    first = record.first if isinstance(record, Gap) else record.sequence
+    first = record.first_sequence
     if not 1 <= first <= record.sequence <= _MAX_SEQUENCE or not record.stream or not record.epoch:
         raise MessageError(
             f"{where}: sequence {first} to {record.sequence} of stream {record.stream!r}: expected 1 to {_MAX_SEQUENCE}"

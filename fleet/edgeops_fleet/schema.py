@@ -212,9 +212,26 @@ windows = sa.Table(
     sa.Column("latency", sa.LargeBinary, nullable=False),
     sa.Column("profile", sa.LargeBinary),
     sa.Column("host", sa.JSON, nullable=False),
+    sa.Column("machine_boot", sa.String, nullable=False, server_default=sa.text("''")),
+    sa.Column("uptime_s", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Column("machine_started", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Column("clock_trusted", sa.Boolean, nullable=False, server_default=sa.text("1")),
     sa.Index("windows_by_model", "model", "received"),
     sa.Index("windows_by_device", "device", "id"),
+    sa.Index("windows_by_machine", "device", "machine_boot"),
 )
+"""``start`` and ``end`` are by a clock after which the machine started at ``machine_started`` (:mod:`edgeops_fleet.dating`)."""
+
+machine_clocks = sa.Table(
+    "machine_clocks",
+    metadata,
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("machine_boot", sa.String, primary_key=True),
+    sa.Column("started", sa.Float, nullable=False),
+    sa.Column("uptime_s", sa.Float, nullable=False),
+    sa.Column("received", sa.Float, nullable=False),
+)
+"""When a start of a machine was, by the clock that was right last, up to the monotonic time ``uptime_s``."""
 
 checkpoints = sa.Table(
     "checkpoints",
@@ -244,8 +261,13 @@ samples = sa.Table(
     sa.Column("inputs", sa.LargeBinary, nullable=False),
     sa.Column("label", sa.Integer),
     sa.Column("labelled", sa.Float),
+    sa.Column("machine_boot", sa.String, nullable=False, server_default=sa.text("''")),
+    sa.Column("uptime_s", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Column("machine_started", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Column("clock_trusted", sa.Boolean, nullable=False, server_default=sa.text("1")),
     sa.Index("samples_by_command", "command"),
     sa.Index("samples_by_model", "model", "received"),
+    sa.Index("samples_by_machine", "device", "machine_boot"),
 )
 
 commands = sa.Table(

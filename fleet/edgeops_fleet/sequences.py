@@ -24,6 +24,15 @@ class Stored:
             return False
         return sequence <= self.contiguous or any(first <= sequence <= last for first, last in self.ahead)
 
+    def missing(self, first: int, last: int) -> int:
+        """How many sequences of a range are not stored.
+
+        >>> Stored(contiguous=3, ahead=((6, 7),)).missing(2, 8)
+        3
+        """
+        known = [(1, self.contiguous), *self.ahead]
+        return last - first + 1 - sum(max(min(last, high) - max(first, low) + 1, 0) for low, high in known)
+
     def with_range(self, first: int, last: int) -> "Stored":
         """The same with a range added; a gap record adds what it stands for.
 

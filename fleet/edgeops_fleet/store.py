@@ -19,12 +19,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from edgeops.errors import ConfigError, EdgeOpsError, InputError, TransientError
 from edgeops_fleet import schema
+from edgeops_fleet.migrations import MIGRATIONS
 
 RowType = TypeVar("RowType")
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 Clock = Callable[[], float]
 """Unix time in seconds."""
 
@@ -149,10 +150,12 @@ class Store:
         try:
             with self.write() as connection:
                 schema.metadata.create_all(connection)
-                version = get_setting(connection, "schema")
-                if version is None:
-                    set_setting(connection, "schema", SCHEMA_VERSION)
-                elif version != SCHEMA_VERSION:
+                version = get_setting(connection, "schema") or SCHEMA_VERSION
+                while version in MIGRATIONS:
+                    version, migrate = MIGRATIONS[version]
+                    migrate(connection)
+                set_setting(connection, "schema", version)
+                if version != SCHEMA_VERSION:
                     raise ConfigError(f"{path}: schema {version}; this release reads schema {SCHEMA_VERSION}")
         except StoreError as error:
             self.close()

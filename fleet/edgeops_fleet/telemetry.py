@@ -1,6 +1,7 @@
 """Telemetry windows in the database: written when they come, shown again to the drift monitor when the server starts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -14,8 +15,18 @@ from edgeops_fleet.schema import devices, windows
 from edgeops_fleet.store import Store
 
 
-def insert_window(connection: sa.Connection, device: str, record: Telemetry, *, now: float) -> int:
-    """Store a window; returns the id of its row."""
+def insert_window(
+    connection: sa.Connection, device: str, record: Telemetry, *, dating: dict[str, Any], now: float
+) -> int:
+    """Store a window; returns the id of its row.
+
+    Args:
+        connection: Of the transaction.
+        device: Whose it is.
+        record: Its times are put right.
+        dating: By what (:func:`edgeops_fleet.dating.dating_columns`).
+        now: Unix time in seconds.
+    """
     result = connection.execute(
         windows.insert().values(
             device=device,
@@ -32,6 +43,7 @@ def insert_window(connection: sa.Connection, device: str, record: Telemetry, *, 
             latency=msgspec.msgpack.encode(record.latency),
             profile=msgspec.msgpack.encode(record.profile) if record.profile is not None else None,
             host=msgspec.to_builtins(record.host),
+            **dating,
         )
     )
     (row_id,) = result.inserted_primary_key or (0,)

@@ -22,7 +22,7 @@ from edgeops.topics import Topics
 from edgeops_runtime import admission, host
 from edgeops_runtime.admission import Decision, Situation, Verdict
 from edgeops_runtime.blobs import BlobStore
-from edgeops_runtime.clock import Clock, SystemClock, TrustedClock
+from edgeops_runtime.clock import Clock, ClockWatch, SystemClock, TrustedClock
 from edgeops_runtime.config import Config
 from edgeops_runtime.control import Collect, Sampled
 from edgeops_runtime.crew import Crew
@@ -38,7 +38,7 @@ from edgeops_runtime.identity import Identity
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal, stamp
 from edgeops_runtime.ladder import Ladder, signals
-from edgeops_runtime.lifetimes import count_boot, lock_directory
+from edgeops_runtime.lifetimes import count_boot, lock_directory, read_machine_boot
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.mailbox import Mailbox, Receivers
 from edgeops_runtime.outbox import Outbox
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 ADDRESS_FILE = "address"
 ENGINES_FILE = "engines.json"
 _LOOK_AGAIN_S = 30.0
-_SYNC_S = 5.0
+_COMMIT_LOOK_S = 5.0
 _IDLE_S = 1.0
 """At the end: when connections without a request are closed."""
 _LAST_WORDS_S = 1.0
@@ -145,10 +145,9 @@ class Agent:
             if self._store.slots.current is not None:
                 self._incumbent.run(self._store.slots.current)
 
-            self._outbox = Outbox(
-                directory / "outbox", quota_bytes=config.outbox_bytes, stamp=partial(stamp, self._clock, self._boot)
-            )
-            self._journal = Journal(self._outbox, clock=self._clock, boot=self._boot)
+            stamp_now = partial(stamp, self._clock, self._boot, read_machine_boot())
+            self._outbox = Outbox(directory / "outbox", quota_bytes=config.outbox_bytes, stamp=stamp_now)
+            self._journal = Journal(self._outbox, stamp=stamp_now, watch=ClockWatch(self._clock))
             topics = Topics(identity.fleet)
             self._uplink = Uplink(
                 loop=self._loop,
@@ -222,6 +221,7 @@ class Agent:
 
     def run(self) -> None:
         """Live until :meth:`stop`; then drain the workers, say goodbye and return."""
+        self._journal.look_at_clock()
         if self._store.damaged:
             self._notice("slots-damaged", f"{self._store.damaged} of the two files could not be read")
         self._deployer.tell_end()
@@ -229,7 +229,7 @@ class Agent:
             self._deployer.offer(self._store.slots.candidate)
         self._link.open(will=self._uplink.next_will, on_connect=self._uplink.connected)
         self._loop.call_later(self.config.telemetry_window_s, self._window_ends)
-        self._loop.call_later(_SYNC_S, self._sync)
+        self._loop.call_later(_COMMIT_LOOK_S, self._commit)
         self._examine_current()
         if self.config.shed_load:
             self._relief.look()
@@ -260,7 +260,7 @@ class Agent:
 
     def _report_now(self) -> None:
         self._uplink.state_changed()
-        self._crew.ask_windows(self._report)
+        self._crew.ask_windows(self._report_at_once)
 
     def _collect(self, command: Command) -> None:
         if not self.config.capture:
@@ -531,9 +531,14 @@ class Agent:
         self._clock.save_sometimes()
         self._uplink.pump_soon()
 
-    def _sync(self) -> None:
-        self._loop.call_later(_SYNC_S, self._sync)
+    def _report_at_once(self) -> None:
+        self._report()
         self._outbox.sync()
+
+    def _commit(self) -> None:
+        self._loop.call_later(_COMMIT_LOOK_S, self._commit)
+        if self._journal.look_at_clock() or self._outbox.commit():
+            self._uplink.pump_soon()
 
     def _birth(self, session: int) -> Birth:
         return Birth(
@@ -581,7 +586,7 @@ class Agent:
         self._crew.drain_all(self._drained, idle_s=_IDLE_S)
 
     def _drained(self) -> None:
-        self._report()
+        self._report_at_once()
         self._is_leaving = True
         self._uplink.pump()
         self._loop.call_later(_LAST_WORDS_S if self._uplink.is_connected else 0, self._loop.stop)

@@ -1,4 +1,4 @@
-"""What the agent has to tell the server, as records in the outbox: transitions, notices, telemetry, samples."""
+"""What the agent has to tell the server, as records in the outbox: transitions, notices, anchors, telemetry, samples."""
 
 import logging
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from edgeops.errors import MessageError
-from edgeops.messages import HostMetrics, Notice, Sample, StoredRecord, Telemetry, Transition
-from edgeops_runtime.clock import TrustedClock
+from edgeops.messages import Anchor, HostMetrics, Notice, Sample, StoredRecord, Telemetry, Transition
+from edgeops_runtime.clock import ClockWatch, TrustedClock
 from edgeops_runtime.control import Sampled
 from edgeops_runtime.deployment import Deployment
 from edgeops_runtime.outbox import Outbox, Stamp, Stream
@@ -26,16 +26,37 @@ class Journal:
 
     Args:
         outbox: Where they go.
-        clock: For the stamps; likewise ``boot``.
+        stamp: Gives each record its stamp.
+        watch: Knows when the clock was set.
     """
 
-    def __init__(self, outbox: Outbox, *, clock: TrustedClock, boot: int) -> None:
+    def __init__(self, outbox: Outbox, *, stamp: Callable[[], Stamp], watch: ClockWatch) -> None:
         self._outbox = outbox
-        self._clock = clock
-        self._boot = boot
+        self._stamp = stamp
+        self._watch = watch
+
+    def look_at_clock(self) -> bool:
+        """Tell of a clock that was set, or is believed from now on; whether there was anything to tell."""
+        step = self._watch.look()
+        if step is None:
+            return False
+        now = step.now
+        stamp = msgspec.structs.replace(
+            self._stamp(), time=now.wall, uptime_s=now.uptime_s, clock_trusted=now.is_trusted
+        )
+        self._outbox.append(
+            Stream.EVENT,
+            lambda sequence: Anchor(
+                **self._fields(Stream.EVENT, sequence, stamp),
+                before_s=step.before_s,
+                before_trusted=step.before_trusted,
+            ),
+        )
+        return True
 
     def notice(self, kind: str, text: str) -> None:
         """Something that the log should have."""
+        self.look_at_clock()
         logger.warning("%s: %s", kind, text)
         self._outbox.append(
             Stream.EVENT,
@@ -51,6 +72,7 @@ class Journal:
             deployment.state,
             f" ({deployment.reason})" if deployment.reason else "",
         )
+        self.look_at_clock()
         self._outbox.append(
             Stream.EVENT,
             lambda sequence: Transition(
@@ -72,7 +94,10 @@ class Journal:
 
     def telemetry(self, model: str, window: Window, host: HostMetrics) -> None:
         """A window has closed."""
+        self.look_at_clock()
         slot = window.slot
+        # A worker reads the wall clock too: a window that saw it being set has its two ends on different clocks.
+        start, end = sorted((self._watch.corrected(window.start), self._watch.corrected(window.end)))
 
         def make(sequence: int) -> Telemetry:
             return Telemetry(
@@ -82,8 +107,8 @@ class Journal:
                 digest=slot.digest,
                 variant=slot.variant,
                 engine=slot.engine,
-                start=window.start,
-                end=window.end,
+                start=start,
+                end=end,
                 requests=window.requests,
                 rows=window.rows,
                 errors=window.errors,
@@ -97,6 +122,7 @@ class Journal:
 
     def sample(self, model: str, slot: Slot, sampled: Sampled) -> None:
         """A row was captured."""
+        self.look_at_clock()
 
         def make(sequence: int) -> Sample:
             return Sample(
@@ -122,17 +148,19 @@ class Journal:
             self.notice("record-too-large", str(error))
 
     def _record(self, stream: Stream, sequence: int) -> dict[str, Any]:
-        stamp = msgspec.structs.asdict(self.stamp())
-        return {"epoch": self._outbox.epoch, "stream": stream.value, "sequence": sequence, **stamp}
+        return self._fields(stream, sequence, self._stamp())
 
-    def stamp(self) -> Stamp:
-        """Now, in this life of the agent."""
-        return stamp(self._clock, self._boot)
+    def _fields(self, stream: Stream, sequence: int, stamp: Stamp) -> dict[str, Any]:
+        fields = msgspec.structs.asdict(stamp)
+        return {"epoch": self._outbox.epoch, "stream": stream.value, "sequence": sequence, **fields}
 
 
-def stamp(clock: TrustedClock, boot: int) -> Stamp:
-    """Now, as records say it."""
-    return Stamp(boot=boot, time=clock.now(), uptime_s=clock.uptime(), clock_trusted=clock.is_trusted)
+def stamp(clock: TrustedClock, boot: int, machine_boot: str) -> Stamp:
+    """Now, as records say it: in this life of the agent, on this start of the machine."""
+    now = clock.read()
+    return Stamp(
+        boot=boot, time=now.wall, uptime_s=now.uptime_s, clock_trusted=now.is_trusted, machine_boot=machine_boot
+    )
 
 
 def _bounded(text: str) -> str:

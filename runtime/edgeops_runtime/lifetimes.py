@@ -1,4 +1,4 @@
-"""The life of an agent in its data directory: one at a time holds it, and each start is counted."""
+"""Lives, in a data directory: one agent at a time holds it, its starts are counted, and those of the machine told apart."""
 
 import fcntl
 import logging
@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 _BOOT_FILE = "boot"
 _LOCK_FILE = "lock"
 _TRIES, _RETRY_S = 20, 0.05
+_KERNEL_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_DIGITS = 12
+"""Enough to tell the starts of one machine apart, and short in every record."""
 
 
 def lock_directory(directory: Path) -> BinaryIO:
@@ -78,3 +81,12 @@ def count_boot(directory: Path, *, now: float) -> int:
     except OSError as error:
         logger.warning("%s: %s", directory / _BOOT_FILE, error)
     return boot
+
+
+def read_machine_boot(path: Path = _KERNEL_BOOT_ID) -> str:
+    """Which start of the machine this is, as records say it (:attr:`edgeops.messages.Record.machine_boot`)."""
+    try:
+        digits = path.read_text().replace("-", "").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return digits[:_BOOT_DIGITS] if digits.isalnum() else ""

@@ -1,40 +1,44 @@
 """Append-only files of checksummed records with rising sequence numbers: one :class:`Log` for each stream of the outbox.
 
-A record is framed as magic, length, CRC-32, sequence, payload. After a restart a new segment is begun, and so after any error:
-when an fsync has failed, the kernel may have dropped the pages, and syncing the same descriptor again would report a success
-that is none. What is not synced yet stays in memory and is written again. Quotas, gaps and acknowledgements are left to
-:mod:`edgeops_runtime.outbox`.
+After a restart a new segment is begun, and so after any error: when an fsync has failed, the kernel may have dropped the pages,
+and syncing the same descriptor again would report a success that is none. What is not synced yet stays in memory and is written
+again. Old segments can be replaced by a shorter one that holds the same, in one step that a power cut cannot halve. How records
+are framed is left to :mod:`edgeops_runtime.frames`; quotas, gaps and acknowledgements to :mod:`edgeops_runtime.outbox`.
 """
 
 import contextlib
 import logging
 import os
-import struct
-import zlib
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from edgeops.files import sync_directory
+from edgeops_runtime.frames import Frame, Kept, encode_pack, encode_single, records_of, scan, unpack
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"EoR1"
-_HEADER = struct.Struct("<4sIIQ")
-_SEQUENCE = struct.Struct("<Q")
-_MAX_PAYLOAD_BYTES = 1 << 20
+GROUP = 64
+"""Most records that are written, and packed, together."""
+_OVERHEAD_BYTES = 20
 
 
 class Segment(msgspec.Struct, kw_only=True):
-    """One file: its path, the first and last sequence in it, its size."""
+    """One file: its path, the first and last sequence in it, its size.
+
+    Attributes:
+        coarseness: How far its records were added up already, in the unit of whoever does it; not kept over a restart.
+    """
 
     path: Path
     first: int
     last: int
     size_bytes: int
+    coarseness: float = 0.0
 
 
 class Writable(Protocol):
@@ -74,40 +78,6 @@ class SegmentFile:
         os.close(self._descriptor)
 
 
-class Frame(msgspec.Struct, frozen=True):
-    """Where a whole record lies in a segment."""
-
-    sequence: int
-    start: int
-    end: int
-
-
-def encode_frame(sequence: int, payload: bytes) -> bytes:
-    """A record as it stands in a segment."""
-    checksum = zlib.crc32(payload, zlib.crc32(_SEQUENCE.pack(sequence)))
-    return _HEADER.pack(_MAGIC, len(payload), checksum, sequence) + payload
-
-
-def scan(data: bytes) -> list[Frame]:
-    """The whole records of a segment; what is damaged between them is skipped, and a torn tail is left out.
-
-    >>> data = encode_frame(1, b"a") + b"damage" + encode_frame(3, b"c") + encode_frame(4, b"torn")[:-1]
-    >>> [frame.sequence for frame in scan(data)]
-    [1, 3]
-    """
-    frames: list[Frame] = []
-    place = data.find(_MAGIC)
-    while place >= 0 and place + _HEADER.size <= len(data):
-        _, length, checksum, sequence = _HEADER.unpack_from(data, place)
-        start = place + _HEADER.size
-        payload = data[start : start + length] if length <= _MAX_PAYLOAD_BYTES else b""
-        is_whole = len(payload) == length and checksum == zlib.crc32(payload, zlib.crc32(_SEQUENCE.pack(sequence)))
-        if is_whole:
-            frames.append(Frame(sequence, start, start + length))
-        place = data.find(_MAGIC, start + length if is_whole else place + 1)
-    return frames
-
-
 class Log:
     """The segments of one stream.
 
@@ -116,19 +86,24 @@ class Log:
         name: Of the stream; segments are ``{name}.{number}.log``.
         segment_bytes: A segment that has reached this size is followed by a new one.
         open_segment: Opens a new segment for writing.
+        packs: Whether records that are written together are compressed together.
     """
 
-    def __init__(self, directory: Path, name: str, *, segment_bytes: int, open_segment: OpenSegment) -> None:
+    def __init__(
+        self, directory: Path, name: str, *, segment_bytes: int, open_segment: OpenSegment, packs: bool = False
+    ) -> None:
         self._directory, self._name = directory, name
         self._segment_bytes = segment_bytes
         self._open = open_segment
+        self._packs = packs
         self._segments: list[Segment] = []
         self._ranges: list[tuple[int, int]] = []
         self._number = 0
         self._file: Writable | None = None
-        self._pending: deque[tuple[int, bytes]] = deque()
+        self._pending: deque[Kept] = deque()
         self._pending_bytes = 0
-        self._cache: tuple[Path, int, dict[int, Frame]] | None = None
+        self._frames: tuple[Path, int, list[Frame]] | None = None
+        self._unpacked: tuple[Path, Frame, list[Kept]] | None = None
         self._recover()
         self.durable_last = self._segments[-1].last if self._segments else 0
         """The highest sequence that is on disk, as far as this log knows; 0 for none."""
@@ -159,15 +134,14 @@ class Log:
 
     def append(self, sequence: int, payload: bytes) -> None:
         """Take a record; it is on disk after the next :meth:`sync` that returns no error."""
-        frame = encode_frame(sequence, payload)
-        self._pending.append((sequence, frame))
-        self._pending_bytes += len(frame)
+        self._pending.append(Kept(sequence, sequence, payload))
+        self._pending_bytes += len(payload) + _OVERHEAD_BYTES
 
     def sync(self) -> OSError | None:
         """Write what is in memory and make it durable; the error when the disk refused, and then it stays in memory."""
         try:
             while self._pending:
-                self._write_batch()
+                self._write_group()
         except OSError as error:
             self._abandon()
             return error
@@ -175,18 +149,21 @@ class Log:
 
     def drop_pending(self) -> int:
         """Forget the oldest record that is in memory only; returns its sequence."""
-        sequence, frame = self._pending.popleft()
-        self._pending_bytes -= len(frame)
-        return sequence
+        record = self._pending.popleft()
+        self._pending_bytes -= len(record.payload) + _OVERHEAD_BYTES
+        return record.sequence
 
     def oldest(self) -> Segment | None:
         """The segment with the lowest sequences."""
         return self._segments[0] if self._segments else None
 
+    def sealed(self) -> list[Segment]:
+        """The segments that are not being written, oldest first."""
+        return self._segments[:-1] if self._file is not None else list(self._segments)
+
     def sealed_until(self, sequence: int) -> list[Segment]:
-        """Segments that hold nothing above a sequence, the one that is being written left out."""
-        active = self._segments[-1] if self._file is not None and self._segments else None
-        return [segment for segment in self._segments if segment.last <= sequence and segment is not active]
+        """Sealed segments that hold nothing above a sequence."""
+        return [segment for segment in self.sealed() if segment.last <= sequence]
 
     def drop(self, segment: Segment) -> None:
         """Remove a segment."""
@@ -196,14 +173,61 @@ class Log:
         with contextlib.suppress(OSError):
             segment.path.unlink()
 
-    def read(self, sequence: int) -> bytes | None:
-        """The payload of a record that is on disk; ``None`` when it is not there, or cannot be read."""
+    def read(self, sequence: int) -> Kept | None:
+        """The record on disk that stands for a sequence; ``None`` when there is none, or it cannot be read."""
         for segment in self._segments:
             if segment.first <= sequence <= segment.last:
-                payload = self._read_from(segment, sequence)
-                if payload is not None:
-                    return payload
+                record = self._read_from(segment, sequence)
+                if record is not None:
+                    return record
         return None
+
+    def records(self, segment: Segment) -> Iterator[Kept]:
+        """All records of a segment that can be read, in order.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        last = segment.first - 1
+        for record in records_of(segment.path.read_bytes()):
+            if last < record.first and record.sequence <= segment.last:
+                last = record.sequence
+                yield record
+
+    def replace(self, old: Sequence[Segment], records: Iterable[Kept], *, min_freed_bytes: int) -> int:
+        """Put one segment in the place of some that follow each other.
+
+        A power cut leaves the old ones or the new one. The new one takes the name of the first, and says by its ranges that the
+        others, should they come back, are in it.
+
+        Args:
+            old: Sealed.
+            records: What the new one holds; read while it is written.
+            min_freed_bytes: Nothing is replaced when it would free less.
+
+        Returns:
+            How many bytes were freed; 0: nothing was replaced.
+
+        Raises:
+            OSError: The disk refused; nothing was replaced, as far as one can tell.
+        """
+        before = sum(segment.size_bytes for segment in old)
+        temporary = self._directory / f"{self._name}.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            first, last, size = self._write_packs(temporary, records)
+            if before - size < max(min_freed_bytes, 1) or not last:
+                return 0
+            temporary.replace(old[0].path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        old[0].first, old[0].last, old[0].size_bytes = first, last, size
+        self._frames = self._unpacked = None
+        sync_directory(self._directory)
+        for segment in old[1:]:
+            self.drop(segment)
+        return before - size
 
     def next_readable(self, sequence: int) -> int:
         """The lowest sequence above this one that can be read; one above the last when there is none."""
@@ -216,25 +240,56 @@ class Log:
         """Close the segment that is being written."""
         self._seal()
 
-    def _write_batch(self) -> None:
+    def _write_group(self) -> None:
         if self._file is None or self._segments[-1].size_bytes >= self._segment_bytes:
             self._begin()
         file, segment = self._file, self._segments[-1]
         if file is None:
             raise OSError("no segment is open")
-        room = max(self._segment_bytes - segment.size_bytes, 1)
         count, size = 0, 0
-        for _, frame in self._pending:
-            if count and size + len(frame) > room:
-                break
-            count, size = count + 1, size + len(frame)
-        file.append(b"".join(self._pending[index][1] for index in range(count)))
+        while count < min(len(self._pending), GROUP) and size < self._segment_bytes // 2:
+            size += len(self._pending[count].payload)
+            count += 1
+        group = [self._pending[index] for index in range(count)]
+        data = encode_pack(group) if self._packs and count > 1 else b"".join(map(encode_single, group))
+        file.append(data)
         file.sync()
-        for _ in range(count):
-            sequence = self.drop_pending()
-            segment.first = segment.first or sequence
-            segment.last = self.durable_last = sequence
-        segment.size_bytes += size
+        for _ in group:
+            self.drop_pending()
+        segment.first = segment.first or group[0].first
+        segment.last = self.durable_last = group[-1].sequence
+        segment.size_bytes += len(data)
+
+    def _write_packs(self, path: Path, records: Iterable[Kept]) -> tuple[int, int, int]:
+        """Write a file of packs; the first and last sequence in it, and its size."""
+        file = self._open(path)
+        first = last = size = 0
+        group: list[Kept] = []
+        bytes_in_group = 0
+
+        def write() -> None:
+            nonlocal first, last, size, bytes_in_group
+            if group:
+                data = encode_pack(group)
+                file.append(data)
+                first, last, size = first or group[0].first, group[-1].sequence, size + len(data)
+                group.clear()
+                bytes_in_group = 0
+
+        try:
+            for record in records:
+                # What is packed together has no hole, since a pack says only where it begins and ends.
+                if group and record.first != group[-1].sequence + 1:
+                    write()
+                group.append(record)
+                bytes_in_group += len(record.payload)
+                if len(group) >= GROUP or bytes_in_group >= self._segment_bytes // 2:
+                    write()
+            write()
+            file.sync()
+        finally:
+            file.close()
+        return first, last, size
 
     def _begin(self) -> None:
         self._seal()
@@ -257,23 +312,35 @@ class Log:
         if was_open and self._segments and not self._segments[-1].first:
             self.drop(self._segments[-1])
 
-    def _read_from(self, segment: Segment, sequence: int) -> bytes | None:
+    def _read_from(self, segment: Segment, sequence: int) -> Kept | None:
         try:
-            if self._cache is None or self._cache[:2] != (segment.path, segment.last):
-                frames = scan(segment.path.read_bytes())
-                self._cache = (segment.path, segment.last, {frame.sequence: frame for frame in frames})
-            frame = self._cache[2].get(sequence)
+            frame = self._frame(segment, sequence)
             if frame is None:
                 return None
-            with segment.path.open("rb") as stream:
-                stream.seek(frame.start)
-                return stream.read(frame.end - frame.start)
+            if self._unpacked is None or self._unpacked[:2] != (segment.path, frame):
+                with segment.path.open("rb") as stream:
+                    stream.seek(frame.start)
+                    data = stream.read(frame.end - frame.start)
+                alone = msgspec.structs.replace(frame, start=0, end=len(data))
+                self._unpacked = (segment.path, frame, unpack(data, alone))
         except OSError as error:
             logger.warning("%s: cannot be read: %s", segment.path, error)
             return None
+        records = self._unpacked[2]
+        place = bisect_left(records, sequence, key=lambda record: record.sequence)
+        return records[place] if place < len(records) and records[place].first <= sequence else None
+
+    def _frame(self, segment: Segment, sequence: int) -> Frame | None:
+        if self._frames is None or self._frames[:2] != (segment.path, segment.last):
+            self._frames = (segment.path, segment.last, scan(segment.path.read_bytes()))
+        frames = self._frames[2]
+        place = bisect_left(frames, sequence, key=lambda frame: frame.last)
+        return frames[place] if place < len(frames) and frames[place].first <= sequence else None
 
     def _recover(self) -> None:
-        last = 0
+        for path in self._directory.glob(f"{self._name}.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
         for path in sorted(self._directory.glob(f"{self._name}.*.log")):
             number = path.name.split(".")[1]
             self._number = max(self._number, int(number) if number.isdigit() else 0)
@@ -282,26 +349,41 @@ class Log:
             except OSError as error:
                 logger.warning("%s: cannot be read: %s", path, error)
                 continue
-            frames = [frame for frame in scan(data) if frame.sequence > last]
-            if not frames:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            self._recover_segment(path, data)
+        if self._segments:
+            # A kill leaves what was written and not synced, and it will be taken for durable from now on.
+            _sync_file(self._segments[-1].path)
+
+    def _recover_segment(self, path: Path, data: bytes) -> None:
+        """Take what is new in a segment: what a failed sync had written already stands in two, and so does what was added up."""
+        last = self._segments[-1].last if self._segments else 0
+        frames = [frame for frame in scan(data) if frame.last > last]
+        if not frames:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return
+        begin = max(frames[0].first, last + 1)
+        for frame in frames:
+            first = max(frame.first, last + 1)
+            if first > frame.last:
                 continue
-            for frame in frames:
-                if self._ranges and self._ranges[-1][1] + 1 == frame.sequence:
-                    self._ranges[-1] = (self._ranges[-1][0], frame.sequence)
-                elif frame.sequence > last:
-                    self._ranges.append((frame.sequence, frame.sequence))
-                last = max(last, frame.sequence)
-            end = frames[-1].end
-            if end < len(data):
-                _truncate(path, end)
-            self._segments.append(
-                Segment(path=path, first=frames[0].sequence, last=frames[-1].sequence, size_bytes=end)
-            )
+            if self._ranges and self._ranges[-1][1] + 1 == first:
+                self._ranges[-1] = (self._ranges[-1][0], frame.last)
+            else:
+                self._ranges.append((first, frame.last))
+            last = frame.last
+        end = frames[-1].end
+        if end < len(data):
+            _truncate(path, end)
+        self._segments.append(Segment(path=path, first=begin, last=last, size_bytes=end))
 
 
 def _truncate(path: Path, size_bytes: int) -> None:
     with contextlib.suppress(OSError), path.open("r+b") as stream:
         stream.truncate(size_bytes)
+        os.fsync(stream.fileno())
+
+
+def _sync_file(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -4,6 +4,7 @@ Decides when to send what; it keeps no record itself and never waits, so that se
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -31,9 +32,10 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Progress(msgspec.Struct):
-    """Where one stream stands: the highest sequence sent, since when it waits, and how long it will."""
+    """Where one stream stands: the highest sequence sent, those under way, since when it waits, and how long it will."""
 
     sent: int = 0
+    under_way: deque[int] = msgspec.field(default_factory=deque)
     waiting_since: float = 0.0
     patience_s: float = 0.0
 
@@ -57,6 +59,7 @@ class Sender:
         """Whatever was under way may be lost: send it again."""
         for progress in self._progress.values():
             progress.sent, progress.patience_s = 0, self._pace.resend_s
+            progress.under_way.clear()
 
     def acknowledged(self) -> None:
         """The server has more than before: there is room in the window."""
@@ -83,12 +86,17 @@ class Sender:
         progress, acked = self._progress[stream], self._outbox.acked(stream)
         if progress.sent > acked and now - progress.waiting_since >= progress.patience_s:
             progress.sent = acked
+            progress.under_way.clear()
             progress.patience_s = min(progress.patience_s * 2, self._pace.max_resend_s)
         progress.sent = max(progress.sent, acked)
-        room = self._pace.window - (progress.sent - acked)
+        while progress.under_way and progress.under_way[0] <= acked:
+            progress.under_way.popleft()
+        # Records are counted, not sequences: one of them may stand for many.
+        room = self._pace.window - len(progress.under_way)
         if room <= 0 or progress.sent >= self._outbox.last(stream):
             return
         for entry in self._outbox.read(stream, after=progress.sent, limit=room):
             self._publish(stream, entry.payload)
             progress.sent = entry.sequence
+            progress.under_way.append(entry.sequence)
             progress.waiting_since = now

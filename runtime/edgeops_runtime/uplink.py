@@ -55,6 +55,7 @@ class Uplink:
         self._loop, self._uptime, self._link = loop, uptime, link
         self._topics, self._device, self._boot = topics, device, boot
         self._describe = describe
+        self._outbox = outbox
         self._sender = Sender(outbox, self._publish_record)
         self.session = 0
         """Counts connections."""
@@ -93,9 +94,10 @@ class Uplink:
             self._pump_at = self._loop.call_later(_PUMP_S, self.pump)
 
     def pump(self) -> None:
-        """Send what is due, and look again while anything waits."""
+        """Commit and send what is due, and look again while anything waits."""
         if self._resend_at is not None:
             self._resend_at.cancel()
+        self._outbox.commit()
         if not self._link.connected:
             return
         self._publish_birth()

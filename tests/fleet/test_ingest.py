@@ -1,6 +1,7 @@
 import json
 import random
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from fleet_rig import wait_for
@@ -198,3 +199,35 @@ def test_notices_reach_the_log(rig, device):
     wait_for(lambda: acknowledged(device, "event") == 1, "stored")
     entry = rig.api.get("/api/v1/devices/camera-1")["log"][-1]
     assert (entry["kind"], entry["text"]) == ("device.worker_died", "camera-1: signal 11")
+
+
+def test_windows_that_a_device_added_up_count_once_and_stand_for_their_range(rig, device):
+    device.link.close()
+    summed = msgspec.structs.replace(device.window(requests=7000), first=1, sequence=70, windows=70)
+    single = msgspec.structs.replace(summed, first=0, sequence=71, requests=5, windows=1)
+    device._outbox.clear()
+    device.link.reconnect()
+    for record in (summed, single, summed):
+        device._publish(Upstream.TELEMETRY, record)
+    wait_for(lambda: acknowledged(device) == 71, "acknowledged")
+    assert total_requests(rig) == 7005
+
+
+def test_sum_of_windows_that_had_come_before_never_counts_twice(rig, device):
+    window = device.window(requests=7)
+    wait_for(lambda: acknowledged(device) == 1, "acknowledged")
+    device._publish(Upstream.TELEMETRY, msgspec.structs.replace(window, first=1, sequence=3, requests=21))
+    wait_for(lambda: acknowledged(device) == 3, "acknowledged")
+    assert total_requests(rig) == 7
+    texts = [entry["text"] for entry in rig.api.get("/api/v1/log")["log"]]
+    assert "camera-1: telemetry 1 to 3 was added up after 1 of it had come; it is left out" in texts
+
+
+def test_a_gap_counts_only_what_had_not_come(rig, device):
+    for _ in range(2):
+        device.window()
+    wait_for(lambda: acknowledged(device) == 2, "acknowledged")
+    device._publish(Upstream.TELEMETRY, device.gap("telemetry", 1, 5))
+    wait_for(lambda: acknowledged(device) == 5, "acknowledged")
+    texts = [entry["text"] for entry in rig.api.get("/api/v1/log")["log"]]
+    assert "camera-1 dropped 3 records of telemetry: full" in texts

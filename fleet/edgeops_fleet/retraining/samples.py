@@ -221,8 +221,18 @@ class Samples:
         return label
 
 
-def insert_sample(connection: sa.Connection, device: str, record: Sample, *, now: float) -> None:
-    """Store a sample; one whose id is there already changes nothing."""
+def insert_sample(
+    connection: sa.Connection, device: str, record: Sample, *, dating: dict[str, Any], now: float
+) -> None:
+    """Store a sample; one whose id is there already changes nothing.
+
+    Args:
+        connection: Of the transaction.
+        device: Whose it is.
+        record: Its time is put right.
+        dating: By what (:func:`edgeops_fleet.dating.dating_columns`).
+        now: Unix time in seconds.
+    """
     if connection.execute(sa.select(samples.c.id).where(samples.c.id == record.id)).first() is not None:
         return
     connection.execute(
@@ -240,6 +250,7 @@ def insert_sample(connection: sa.Connection, device: str, record: Sample, *, now
             predicted=record.predicted,
             confidence=record.confidence,
             inputs=msgspec.msgpack.encode(record.inputs),
+            **dating,
         )
     )
 
