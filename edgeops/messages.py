@@ -266,7 +266,7 @@ class Notice(Record, frozen=True, kw_only=True, tag="notice"):
     text: str
 
 
-class HostMetrics(_Message, frozen=True, kw_only=True):
+class HostMetrics(_Message, frozen=True, kw_only=True, omit_defaults=True):
     """The state of the device; ``None`` where it cannot be read.
 
     Attributes:

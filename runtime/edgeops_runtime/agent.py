@@ -7,7 +7,6 @@ No engine and no numpy is loaded here. Reads from top to bottom as the life of a
 import contextlib
 import logging
 import random
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,7 +15,6 @@ import msgspec
 from edgeops import __version__
 from edgeops.errors import ConfigError
 from edgeops.link import Link
-from edgeops.manifest import Manifest, Variant
 from edgeops.messages import Ack, Birth, Command, DeploymentState, ModelState, ReasonClass, Trial
 from edgeops.topics import Topics
 from edgeops_runtime import admission, host
@@ -30,10 +28,9 @@ from edgeops_runtime.deployer import Deployer
 from edgeops_runtime.deployment import Deployment
 from edgeops_runtime.desired import DesiredState
 from edgeops_runtime.doctor.examiner import PROBE_COMMAND, Examiner
-from edgeops_runtime.doctor.verdicts import EngineVerdict, VerdictStore
+from edgeops_runtime.doctor.verdicts import VerdictStore
 from edgeops_runtime.downloads import Downloader, HttpDownloader
 from edgeops_runtime.endpoint import Endpoint
-from edgeops_runtime.engines import available_engines, choose_variant
 from edgeops_runtime.identity import Identity
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal, stamp
@@ -49,6 +46,7 @@ from edgeops_runtime.systemd import Notifier
 from edgeops_runtime.telemetry import Windows
 from edgeops_runtime.updater import Updater
 from edgeops_runtime.uplink import Uplink
+from edgeops_runtime.variants import VariantChooser
 from edgeops_runtime.watchdog import Situation as Serving
 from edgeops_runtime.watchdog import Watchdog, ask
 from edgeops_runtime.worker_process import WORKER_COMMAND
@@ -106,10 +104,10 @@ class Agent:
             self._link = link
             self._clock = TrustedClock(clock or SystemClock(), directory / "clock")
             self._boot = count_boot(directory, now=self._clock.now())
-            self._engines = available_engines()
-            self._examiner = (
+            examiner = (
                 Examiner(VerdictStore(directory / ENGINES_FILE), command=probe_command) if probe_command else None
             )
+            self._variants = VariantChooser(config.engines, examiner, self._engine_failed)
             self._notifier = notifier or Notifier()
             self._store = SlotStore(directory)
             self._set_model(config.model)
@@ -179,7 +177,7 @@ class Agent:
                 self._blobs,
                 downloader or HttpDownloader(),
                 keys=identity.release_keys,
-                choose=self._choose_variant,
+                choose=self._variants.choose,
                 rng=self._rng,
             )
             self._deployer = Deployer(
@@ -230,7 +228,8 @@ class Agent:
         self._link.open(will=self._uplink.next_will, on_connect=self._uplink.connected)
         self._loop.call_later(self.config.telemetry_window_s, self._window_ends)
         self._loop.call_later(_COMMIT_LOOK_S, self._commit)
-        self._examine_current()
+        if self._store.slots.current is not None:
+            self._variants.examine_beside(self._store.slots.current.engine)
         if self.config.shed_load:
             self._relief.look()
         self._look()
@@ -366,41 +365,14 @@ class Agent:
         self._journal.transition(self._store.slots.model, rejected)
         self._uplink.state_changed()
 
-    def _choose_variant(self, manifest: Manifest) -> tuple[Variant, str] | str:
-        """On the thread of the download, since an engine that was never used here is tried first."""
-        engines, failed = self._engines, list[str]()
-        if self._examiner is not None:
-            wanted = {name: engines[name] for name in self.config.engines or engines if name in engines}
-            engines = self._examiner.usable(wanted, lambda verdict: failed.append(self._engine_failed(verdict)))
-        fitting, objections = choose_variant(
-            manifest,
-            engines,
-            preference=self.config.engines,
-            cpu=host.cpu_flags(),
-            memory_bytes=host.available_memory_bytes(),
-        )
-        return fitting[0] if fitting else "; ".join((objections, *failed))
-
-    def _engine_failed(self, verdict: EngineVerdict) -> str:
-        """From any thread; returns it in words."""
-        text = f"engine {verdict.engine} {verdict.version} {verdict.outcome}: {verdict.reason}"
+    def _engine_failed(self, text: str) -> None:
+        """From any thread."""
 
         def tell() -> None:
-            if self._engines.get(verdict.engine) == verdict.version:
-                self._engines = {name: each for name, each in self._engines.items() if name != verdict.engine}
-                self._notice("engine-failed", text)
-                self._uplink.state_changed()
+            self._notice("engine-failed", text)
+            self._uplink.state_changed()
 
         self._loop.post(tell)
-        return text
-
-    def _examine_current(self) -> None:
-        """The engine of the version that serves may be another one since the last start; it serves meanwhile."""
-        examiner, current = self._examiner, self._store.slots.current
-        if examiner is None or current is None or current.engine not in self._engines:
-            return
-        engine = {current.engine: self._engines[current.engine]}
-        threading.Thread(target=lambda: examiner.usable(engine, self._engine_failed), name="probe", daemon=True).start()
 
     def _deployment_changed(self, deployment: Deployment) -> None:
         self._uplink.state_changed()
@@ -550,7 +522,7 @@ class Agent:
             clock_trusted=self._clock.is_trusted,
             agent_version=__version__,
             attributes=self.identity.enrolment.attributes,
-            engines=self._engines,
+            engines=self._variants.engines,
             generation=self._desired.generation,
             models=self._model_states(),
             address=self.address,

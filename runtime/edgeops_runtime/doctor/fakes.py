@@ -88,7 +88,7 @@ ILLNESSES: dict[str, Callable[[FakeEngine], object]] = {
 @click.option("--engine", required=True, help="Which engine is played; any.")
 def main(illness: str, engine: str) -> None:  # noqa: ARG001 - the probe's command line
     """Play the probe of an ill engine."""
-    probe.keep_no_core()
+    probe.limit_itself()
     probe.examine(lambda: FakeEngine(illness), "onnx", probe.say)
     probe.leave()
 

@@ -7,6 +7,7 @@ Whatever kills it is seen by :mod:`edgeops_runtime.doctor.examiner`.
 import json
 import os
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -29,6 +30,8 @@ MODELS = Path(__file__).with_name("models")
 RUNS = 300
 _WARM_UP = 60
 _LOOK_EVERY = 10
+_LIFE_S = 120
+"""More than the examiner waits."""
 _ENOUGH_KIB = 64 << 10
 """Memory that has grown by so much is proof enough: a leak of megabytes a run must not take the board with it."""
 
@@ -152,16 +155,17 @@ def leave() -> None:
     os._exit(0)
 
 
-def keep_no_core() -> None:
-    """A crash that is looked for must not fill the disk with its memory."""
+def limit_itself() -> None:
+    """A crash that is looked for must not fill the disk, nor a hang outlive an agent that was killed meanwhile."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.alarm(_LIFE_S)
 
 
 @click.command()
 @click.option("--engine", type=click.Choice(list(ENGINES)), required=True, help="Which one.")
 def main(engine: str) -> None:
     """Try one engine; started by the agent and by its doctor."""
-    keep_no_core()
+    limit_itself()
     examine(lambda: load_engine(engine), ENGINES[engine].model_format, say)
     leave()
 
