@@ -14,6 +14,7 @@ import msgspec
 from edgeops.errors import ConfigError, EdgeOpsError, MessageError, NotFoundError
 from edgeops_runtime.serving.http import Request, Response, error_response
 from edgeops_runtime.serving.loader import Loader
+from edgeops_runtime.serving.model import give_memory_back
 from edgeops_runtime.serving.protocols import Protocols
 from edgeops_runtime.serving.replies import breakdown, json_reply, refusal, wrong_method
 from edgeops_runtime.serving.repository import Label
@@ -65,7 +66,9 @@ class Admin:
                 case ["v2", "repository", *rest]:
                     return self._manage(request, rest)
         except EdgeOpsError as error:
-            return refusal(error)
+            response = refusal(error)
+            response.after = give_memory_back  # Not before: the error's traceback still holds a model that was tried.
+            return response
         except Exception as error:
             logger.exception("%s", request.path.decode("latin-1"))
             return breakdown(error)

@@ -7,7 +7,6 @@ import gc
 import logging
 import threading
 import weakref
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,9 @@ class Loader:
         self._repository = repository
         self._folders = folders
         self._serve = serve
-        self._one_at_a_time: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._lock = threading.Lock()
+        # One load at a time, of whatever model: two at once would need the memory of both.
+        self._changing = threading.Lock()
+        self._counting = threading.Lock()
         self._failures: dict[str, str] = {}
         self.retired = Counters()
         """Of models that answer no more."""
@@ -74,18 +74,17 @@ class Loader:
             GateError: It does not give its golden answers.
             EdgeOpsError: It cannot be loaded, as :func:`edgeops_runtime.load` says.
         """
-        with self._alone(name):
+        with self._changing:
             path = self._folders.find(name, version=version, directory=bundle)
             try:
                 served = self._tried(path, name)
                 replaced = self._repository.put(served, label)
             except EdgeOpsError as error:
                 self._failures[path.name] = str(error)
-                give_memory_back()
                 raise
             self._failures.pop(path.name, None)
-            self._retire(replaced)
-            return served
+        self._retire(replaced)
+        return served
 
     def unload(self, name: str, label: Label = Label.STABLE) -> None:
         """Let a model answer no more; without its stable version there is no canary either.
@@ -93,8 +92,9 @@ class Loader:
         Raises:
             NotFoundError: It was not there.
         """
-        with self._alone(name):
-            self._retire(self._repository.remove(name, label))
+        with self._changing:
+            removed = self._repository.remove(name, label)
+        self._retire(removed)
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """What there is, loaded or not, as the repository extension has it."""
@@ -129,10 +129,6 @@ class Loader:
             raise GateError(f"{served.name} {served.version}: {result.reason}; what was served before goes on")
         return served
 
-    def _alone(self, name: str) -> threading.Lock:
-        with self._lock:
-            return self._one_at_a_time[name]
-
     def _names(self) -> set[str]:
         return {one.name for one in self._repository.served}
 
@@ -158,5 +154,5 @@ class Loader:
         give_memory_back()
 
     def _count(self, recorders: Recorders) -> None:
-        with self._lock:
+        with self._counting:
             self.retired = Counters.total([self.retired, recorders.totals()])
