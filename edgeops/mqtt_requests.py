@@ -152,7 +152,7 @@ class MqttRequests:
         max_waiting: int = 64,
         max_backoff_s: float = 60.0,
     ) -> None:
-        self._broker = broker
+        self.broker = broker
         shared = f"$share/{share}/" if share else ""
         self._filters = [f"{shared}{broker.prefix}/{topic}" for topic in topics]
         self._answer, self._overload = answer, overload
@@ -207,12 +207,12 @@ class MqttRequests:
                 return
             client = self._new_client()
             try:
-                client.connect(self._broker.host, self._broker.port, keepalive=30, clean_start=True)
+                client.connect(self.broker.host, self.broker.port, keepalive=30, clean_start=True)
                 client.loop_start()
                 if not self._lost.wait(_CONNECT_S) and self._ready.is_set():
                     self._lost.wait()
             except (OSError, ValueError) as error:
-                logger.debug("%s:%s: %s", self._broker.host, self._broker.port, error)
+                logger.debug("%s:%s: %s", self.broker.host, self.broker.port, error)
             finally:
                 self._end(client)
             # Full jitter, after "Exponential backoff and jitter" (Brooker, 2015).
@@ -221,8 +221,8 @@ class MqttRequests:
 
     def _new_client(self) -> paho.Client:
         client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5, reconnect_on_failure=False)
-        if self._broker.username is not None:
-            client.username_pw_set(self._broker.username, self._broker.password)
+        if self.broker.username is not None:
+            client.username_pw_set(self.broker.username, self.broker.password)
         client.on_connect = self._connection_made
         client.on_subscribe = self._subscribed
         client.on_unsubscribe = lambda *_: self._unsubscribed.set()
@@ -249,7 +249,7 @@ class MqttRequests:
         self, client: paho.Client, _userdata: object, _flags: object, code: ReasonCode, _properties: object
     ) -> None:
         if code.is_failure:
-            logger.warning("%s:%s refused the connection: %s", self._broker.host, self._broker.port, code)
+            logger.warning("%s:%s refused the connection: %s", self.broker.host, self.broker.port, code)
             self._lost.set()
             return
         options = SubscribeOptions(qos=1, retainHandling=_NEVER_RETAINED)
@@ -259,7 +259,7 @@ class MqttRequests:
         self, _client: paho.Client, _userdata: object, _mid: int, codes: list[ReasonCode], _properties: object
     ) -> None:
         if any(code.is_failure for code in codes):
-            logger.warning("%s:%s refused a subscription: %s", self._broker.host, self._broker.port, codes[0])
+            logger.warning("%s:%s refused a subscription: %s", self.broker.host, self.broker.port, codes[0])
             self._lost.set()
             return
         self._backoff_s = _FIRST_BACKOFF_S
@@ -279,7 +279,7 @@ class MqttRequests:
             return
         expiry_s = getattr(properties, "MessageExpiryInterval", None)
         asked = Asked(
-            topic=message.topic.removeprefix(f"{self._broker.prefix}/"),
+            topic=message.topic.removeprefix(f"{self.broker.prefix}/"),
             payload=bytes(message.payload),
             content_type=getattr(properties, "ContentType", ""),
             properties={name.lower(): value for name, value in getattr(properties, "UserProperty", ())},

@@ -96,12 +96,17 @@ def serve_command(
     stopped = _stopped_by_signal()
     with contextlib.ExitStack() as stack:
         doors = [stack.enter_context(_Door(what, where, handler)) for what, where, handler in places]
-        if mqtt_url is not None:
-            stack.callback(_answer_over_mqtt(mqtt_url, protocols).close)
+        requests = _answer_over_mqtt(mqtt_url, protocols) if mqtt_url is not None else None
+        if requests is not None:
+            stack.callback(requests.close)
         for line in describe([served.model for served in repository.served], doors[0].address):
             click.echo(line)
         for door in doors[1:]:
             click.echo(f"{door.what} on {door.address}")
+        if requests is not None:
+            click.echo(
+                f"MQTT requests below {requests.broker.prefix}/ at {requests.broker.host}:{requests.broker.port}"
+            )
         stopped.wait()
         repository.leave()
     loader.close()

@@ -169,13 +169,13 @@ def test_more_requests_than_may_wait_are_told_so_at_once_and_late_ones_are_dropp
     requests = answering(answer, workers=1, max_waiting=2)
     caller.ask(b"running")
     assert is_asked.wait(WAIT_S)
-    caller.ask(b"late", MessageExpiryInterval=2)
+    caller.ask(b"late", MessageExpiryInterval=3)
     caller.ask(b"waiting")
     caller.ask(b"too many", CorrelationData=b"4")
     refused = caller.answer()
     assert (refused.payload, refused.properties.CorrelationData) == (b"busy", b"4")
     assert requests.waiting == 2
-    threading.Event().wait(2.1)  # Whole seconds are all that MQTT has.
+    threading.Event().wait(3.1)  # Whole seconds are all that MQTT has.
     go_on.set()
     assert [caller.answer().payload, caller.answer().payload] == [b"running", b"waiting"]
     tally = requests.tally
