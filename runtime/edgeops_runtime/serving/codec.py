@@ -205,7 +205,7 @@ class Codec:
         text, headers = answer
         if not headers:
             return Response(200, (text,))
-        blobs = [_blob(array) for array, one in zip(arrays, known.wanted, strict=True) if one.part is None]
+        blobs = [to_bytes(array) for array, one in zip(arrays, known.wanted, strict=True) if one.part is None]
         return Response(200, (text, *blobs), _BINARY, headers)
 
     def _learn(self, asked: Asked, text: bytes) -> _Known | None:
@@ -243,7 +243,7 @@ def _read_known(known: _Known, body: bytes | memoryview, start: int) -> Feeds:
     return feeds
 
 
-def _blob(array: NDArray[Any]) -> bytes | memoryview:
+def to_bytes(array: NDArray[Any]) -> bytes | memoryview:
     """The bytes of an array as they go on the wire; a large one is not copied."""
     little = array.astype(_DTYPES[_NAMES[array.dtype]], copy=False)
     if little.nbytes < _LARGE_BYTES or not little.flags.c_contiguous:
@@ -444,7 +444,7 @@ def encode_response(
             if part.offset:
                 tensor.parameters["shared_memory_offset"] = part.offset
         elif is_binary:
-            blob = _blob(array)
+            blob = to_bytes(array)
             tensor.parameters = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:

@@ -11,7 +11,6 @@ shortens its file during a call can still do that.
 import mmap
 import os
 import stat
-import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgeops.errors import ConflictError, MessageError, NotFoundError, OverloadedError, RefusedError, TensorError
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.serving.codec import Feeds, PlacedTensor, Placement, Wanted
+from edgeops_runtime.serving.codec import Feeds, PlacedTensor, Placement, Wanted, to_bytes
 from edgeops_runtime.serving.statistics import Metric
 
 MAX_REGIONS = 64
@@ -69,12 +68,24 @@ class _Region:
         Raises:
             TensorError: It is not inside the region, or the file has become too short.
         """
+        return np.ndarray(shape, dtype, self.memory, self._safe_start(part))
+
+    def put(self, part: Placement, data: bytes | memoryview) -> None:
+        """Write to a part from its beginning; no more than its size.
+
+        Raises:
+            TensorError: It is not inside the region, or the file has become too short.
+        """
+        start = self._safe_start(part)
+        self.memory[start : start + len(data)] = data
+
+    def _safe_start(self, part: Placement) -> int:
         start = self.start_of(part)
         if start + part.size_bytes > self.memory.size():
             raise TensorError(
                 f"shared memory region {self.name!r}: its file {self.key!r} has only {self.memory.size()} bytes now"
             )
-        return np.ndarray(shape, dtype, self.memory, start)
+        return start
 
     def describe(self) -> dict[str, str | int]:
         """As the extension has it."""
@@ -201,10 +212,7 @@ class Regions:
                 f"shared memory region {part.region!r}: expected room for {array.nbytes} bytes of output, "
                 f"got shared_memory_byte_size {part.size_bytes}"
             )
-        dtype = array.dtype
-        if sys.byteorder == "big":
-            dtype = dtype.newbyteorder("<")
-        self._find(owner, part.region).array(part, array.shape, dtype)[...] = array
+        self._find(owner, part.region).put(part, to_bytes(array))
 
     def _view(self, tensor: PlacedTensor, owner: int) -> NDArray[Any]:
         part, shape, dtype = tensor
