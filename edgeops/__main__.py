@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "inspect": ("edgeops.inspection", "inspect_command", "", "Show what a bundle or a model file is, and verify it."),
     "keys": ("edgeops.inspection", "keys_group", "", "Make and show signing keys."),
-    "serve": ("edgeops_runtime.cli", "serve_command", "device", "Serve one bundle over local HTTP."),
+    "serve": ("edgeops_runtime.cli", "serve_command", "device", "Serve bundles over local HTTP."),
     "fleet": ("edgeops_fleet.cli", "fleet_group", "fleet", "Run the server, roll out, watch."),
     "demo": ("edgeops_demo.cli", "demo_command", "dev", "The whole loop on Fashion-MNIST, on this machine."),
 }

@@ -127,6 +127,7 @@ class Agent:
                 windows=self._windows,
                 on_sample=self._sampled,
                 threads=config.threads,
+                mqtt_url=config.mqtt_requests,
                 memory_bytes=config.worker_memory_mb << 20 if config.worker_memory_mb else None,
                 command=worker_command,
             )

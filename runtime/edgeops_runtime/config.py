@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edgeops.errors import ConfigError, EdgeOpsError
+from edgeops.mqtt_requests import parse_broker_url
 from edgeops.selection import Attribute
 from edgeops.topics import check_name
 from edgeops_runtime.ladder import HOT_C
@@ -28,6 +29,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         model: The model to run; empty: the first that the desired state names.
         engines: Engines that may be used, the preferred first; empty: all that are installed.
         threads: Threads of one inference.
+        mqtt_requests: ``mqtt://[user:password@]host:port/prefix``, where inferences are asked for over MQTT 5; empty: nowhere.
         telemetry_window_s: Length of a telemetry window, in seconds.
         capture: Whether inputs may leave the device when a command asks for samples.
         outbox_bytes: Most that unsent records may take on disk.
@@ -43,6 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     model: str = ""
     engines: tuple[str, ...] = ()
     threads: int = 1
+    mqtt_requests: str = ""
     telemetry_window_s: float = 60.0
     capture: bool = False
     outbox_bytes: int = 64 << 20
@@ -67,6 +70,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         _require(self.worker_memory_mb is None or self.worker_memory_mb > 0, "worker_memory_mb", "more than 0", 0)
         _require(_MIN_HOT_C <= self.hot_c <= _MAX_HOT_C, "hot_c", f"{_MIN_HOT_C} to {_MAX_HOT_C} °C", self.hot_c)
         _require(self.log_level in LOG_LEVELS, "log_level", " | ".join(LOG_LEVELS), self.log_level)
+        if self.mqtt_requests:
+            parse_broker_url(self.mqtt_requests)
         if self.model:
             check_name("model", self.model)
 

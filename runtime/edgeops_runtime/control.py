@@ -17,6 +17,9 @@ from edgeops.latency import Buckets
 from edgeops.messages import SampledTensor
 from edgeops.signals import Profile
 
+MQTT_VARIABLE = "EDGEOPS_MQTT"
+"""Environment variable with the broker and prefix of MQTT 5 requests: it may hold a password, which arguments would show."""
+
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True):
     """One object on the control socket."""

@@ -54,6 +54,7 @@ class Crew:
         windows: Counters go here.
         on_sample: Told of captured rows.
         threads: Of one inference.
+        mqtt_url: Broker and prefix of MQTT 5 requests; empty: none.
         memory_bytes: Limit of each worker; ``None``: none.
         command: How to start a worker.
     """
@@ -68,6 +69,7 @@ class Crew:
         windows: Windows,
         on_sample: Callable[[Slot, Sampled], None],
         threads: int = 1,
+        mqtt_url: str = "",
         memory_bytes: int | None = None,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
@@ -76,7 +78,7 @@ class Crew:
         self._bundle_path = bundle_path
         self._windows = windows
         self._on_sample = on_sample
-        self._threads, self._memory_bytes = threads, memory_bytes
+        self._threads, self._memory_bytes, self._mqtt_url = threads, memory_bytes, mqtt_url
         self._command = command
         self._ease = Ease()
         self._members: dict[WorkerProcess, _Member] = {}
@@ -101,6 +103,7 @@ class Crew:
             variant=slot.variant,
             engine=slot.engine,
             threads=self._threads,
+            mqtt_url=self._mqtt_url,
             memory_bytes=self._memory_bytes,
         )
         process = WorkerProcess(order, listen_fd=self._listen_fd, listener=self._listen, command=self._command)

@@ -5,6 +5,7 @@ What to say to it, and what its answers mean, is left to :mod:`edgeops_runtime.a
 
 import contextlib
 import logging
+import os
 import resource
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from edgeops.errors import EdgeOpsError, EngineError
-from edgeops_runtime.control import ControlSocket, FromAgent, FromWorker
+from edgeops_runtime.control import MQTT_VARIABLE, ControlSocket, FromAgent, FromWorker
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory_bytes: Limit of its data segment; ``None``: no limit.
+        mqtt_url: Broker and prefix of MQTT 5 requests; empty: none.
     """
 
     bundle: Path
@@ -38,6 +40,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     threads: int = 1
     memory_bytes: int | None = None
+    mqtt_url: str = ""
 
 
 class Gone(msgspec.Struct, frozen=True):
@@ -76,10 +79,16 @@ class WorkerProcess:
                 *("--listen-fd", str(listen_fd), "--control-fd", str(theirs.fileno())),
                 *("--threads", str(order.threads)),
             ]
+            # Not as an argument, which every user of the machine can read: it may hold a password.
+            more = {MQTT_VARIABLE: order.mqtt_url} if order.mqtt_url else {}
             try:
                 # A process group of its own: Ctrl-C in a terminal is for the agent, which drains the worker.
                 self._process = subprocess.Popen(  # noqa: S603 - our own module with our own arguments
-                    arguments, pass_fds=(listen_fd, theirs.fileno()), stdin=subprocess.DEVNULL, process_group=0
+                    arguments,
+                    pass_fds=(listen_fd, theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,
+                    env=os.environ | more,
                 )
             except OSError as error:
                 ours.close()

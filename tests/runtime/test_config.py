@@ -30,6 +30,7 @@ def test_settings_are_read(tmp_path):
         ('data = "d"\noutbox_bytes = 5', "outbox_bytes"),
         ('data = "d"\nlog_level = "loud"', "log_level"),
         ('data = "d"\nhot_c = 20', "hot_c"),
+        ('data = "d"\nmqtt_requests = "mqtt://host"', "expected mqtt://host:port/prefix"),
         ('data = "d"\nmodel = "a/b"', "model"),
         ("data = ", "TOML|line|Invalid"),
     ],

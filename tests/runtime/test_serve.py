@@ -1,6 +1,8 @@
 import os
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from http.client import HTTPConnection
@@ -78,6 +80,42 @@ def test_serve_runs_the_variant_and_engine_that_were_asked_for(small_bundle, ser
     assert lines_until(process, "curl")[0].startswith("digits 1.0.0, variant tflite-float on litert")
 
 
+def ask_unix(path, request):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(path))
+        client.sendall(f"{request}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+        return b"".join(iter(lambda: client.recv(65536), b"")).decode()
+
+
+def test_serve_takes_several_bundles_and_directories_of_them_and_is_managed_over_its_admin_socket(
+    make_bundle, serve, tmp_path
+):
+    models = tmp_path / "models"
+    for version in ("1.0.0", "1.1.0"):
+        shutil.copytree(make_bundle(version).path, models / version)
+    other = make_bundle("2.0.0", name="other").path
+    listen, admin = tmp_path / "listen", tmp_path / "admin"
+    process = serve(models, other, "--listen", f"unix:{listen}", "--admin", f"unix:{admin}")
+    lines = lines_until(process, "admin on ")
+    assert [line.split(",")[0] for line in lines if "variant" in line] == ["digits 1.1.0", "other 2.0.0"]
+    assert [line.rpartition("/")[2] for line in lines if "curl" in line] == ["digits", "other"]
+    assert stat.S_IMODE(admin.stat().st_mode) == 0o600
+    load = "POST /v2/repository/models/digits/load HTTP/1.1"
+    assert ask_unix(listen, load).startswith("HTTP/1.1 404")
+    assert ask_unix(admin, "POST /v2/repository/models/other/unload HTTP/1.1").startswith("HTTP/1.1 200")
+    assert ask_unix(admin, load).startswith("HTTP/1.1 200")
+    assert ask_unix(listen, "GET /v1/models/digits HTTP/1.1").startswith("HTTP/1.1 200")
+    assert ask_unix(listen, "GET /v2/models/other HTTP/1.1").startswith("HTTP/1.1 404")
+    assert 'edgeops_requests_total{model="digits",version="1.1.0"} 0' in ask_unix(admin, "GET /metrics HTTP/1.1")
+    process.send_signal(signal.SIGTERM)
+    rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert "stopped after 0 requests" in rest
+    assert not listen.exists()
+    assert not admin.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -87,6 +125,8 @@ def test_serve_runs_the_variant_and_engine_that_were_asked_for(small_bundle, ser
         (["--engine", "cloud"], 1, "engine 'cloud': expected one of"),
         (["--engine", "litert"], 1, "nothing in it can run here on litert"),
         (["--listen", "nonsense"], 1, "expected host:port or unix:/path"),
+        (["--admin", "0.0.0.0:0"], 1, "expected unix:/path, or a port of the loopback interface"),
+        (["--mqtt", "mqtt://127.0.0.1"], 1, "expected mqtt://host:port/prefix"),
         (["--threads", "0"], 2, "Invalid value for '--threads'"),
     ],
 )
@@ -96,6 +136,13 @@ def test_serve_refuses_what_cannot_work(make_bundle, serve, arguments, code, mes
     assert process.returncode == code
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_serve_does_not_start_with_nothing_and_no_way_to_get_something(serve, tmp_path):
+    process = serve(tmp_path)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "no bundle there, and no --admin socket" in errors
 
 
 def test_serve_says_where_there_is_no_bundle(serve, tmp_path):

@@ -34,6 +34,8 @@ def test_who_is_turned_away_is_told_when_to_come_again_and_questions_are_answere
     shedder.share = 1.0
     assert dict(shedder(request()).headers)["Retry-After"] == "2"
     assert shedder(request(method=b"GET", path=b"/v2/health/ready")).status == 200
+    assert shedder(request(path=b"/v1/models/m:predict")).status == 503
+    assert shedder(request(path=b"/v2/systemsharedmemory/region/r/register")).status == 200
 
 
 def test_a_checkup_waits_for_its_turn_so_that_lanes_which_hang_are_found(make_bundle):

@@ -1,6 +1,7 @@
 """Against the official client, ``tritonclient[http]``, and against requests written by hand."""
 
 import contextlib
+import time
 import warnings
 
 import msgspec
@@ -65,8 +66,9 @@ def test_the_client_finds_server_and_model_ready(client):
     assert client.is_model_ready("digits")
     assert client.is_model_ready("digits", "1.0.0")
     assert not client.is_model_ready("digits", "2.0.0")
+    assert client.get_inference_statistics("digits")["model_stats"][0]["version"] == "1.0.0"
     assert client.get_server_metadata()["name"] == "edgeops"
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "statistics"]
     for metadata in (client.get_model_metadata("digits"), client.get_model_metadata("digits", "1.0.0")):
         assert metadata["versions"] == ["1.0.0"]
         assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 28, 28]}]
@@ -335,3 +337,11 @@ def test_sizes_and_numbers_beyond_all_bounds_are_the_callers_fault_and_not_count
     assert response.status == 400
     assert b"image" in response.body[0]
     assert model.counters().errors == before
+
+
+def test_a_request_whose_deadline_has_passed_is_not_asked(echo):
+    body = msgspec.json.encode(echo_body([1, 2, 3]))
+    path = b"/v2/models/digits/infer"
+    for deadline, status in ((1, 504), (None, 200), (time.perf_counter_ns() + 10**12, 200)):
+        response = echo("FP32")(Request(b"POST", path, {}, body, keep_alive=True, deadline=deadline))
+        assert response.status == status

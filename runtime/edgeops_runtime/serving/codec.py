@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +27,7 @@ _DTYPES = {name: np.dtype(f"<{np.dtype(numpy_name).str[1:]}") for name, numpy_na
 _ABSENT = msgspec.Raw(b"")
 _TEXT_LENGTH = b"inference-header-content-length"
 _MAX_KNOWN = 64
+_MAX_TEXT_BYTES = 4 << 10
 _ALIGNMENT = 8
 _LARGE_BYTES = 64 << 10
 
@@ -37,6 +38,36 @@ class TensorParameters(msgspec.Struct):
     binary_data_size: int | None = None
     binary_data: bool | None = None
     classification: int = 0
+    shared_memory_region: str | None = None
+    shared_memory_offset: int = 0
+    shared_memory_byte_size: int | None = None
+
+
+class Placement(NamedTuple):
+    """Where in a shared memory region a tensor is."""
+
+    region: str
+    offset: int
+    size_bytes: int
+
+
+class PlacedTensor(NamedTuple):
+    """An input that is in shared memory; the same for every request of the same text, whatever the memory holds."""
+
+    part: Placement
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+Feeds = dict[str, NDArray[Any] | PlacedTensor]
+
+
+class Wanted(NamedTuple):
+    """An output that is to be written, as JSON, as binary data, or into shared memory."""
+
+    spec: TensorSpec
+    is_binary: bool
+    part: Placement | None = None
 
 
 class InputTensor(msgspec.Struct):
@@ -76,7 +107,7 @@ class _OutputTensor(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: dict[str, int] | None = None
+    parameters: dict[str, int | str] | None = None
     data: list[Any] | None = None
 
 
@@ -97,14 +128,16 @@ class Asked(msgspec.Struct):
 
     Attributes:
         message: Its JSON.
-        feeds: Input name → array; read-only.
-        wanted: Outputs to answer with, each with whether as binary.
+        feeds: Input name → array, read-only; or where in shared memory it is.
+        wanted: Outputs to answer with, each with how.
+        is_placed: Whether a tensor is, or goes, into shared memory.
         known: What is remembered of requests with the same JSON; ``None`` when that has tensors in it.
     """
 
     message: InferRequest
-    feeds: Tensors
-    wanted: list[tuple[TensorSpec, bool]]
+    feeds: Feeds
+    wanted: list[Wanted]
+    is_placed: bool
     known: "_Known | None" = None
 
 
@@ -112,9 +145,11 @@ class _Known(msgspec.Struct):
     """How to read the binary part behind a JSON text that was seen before, and what the answer's JSON looked like."""
 
     message: InferRequest
-    wanted: list[tuple[TensorSpec, bool]]
+    wanted: list[Wanted]
     tensors: tuple[tuple[str, np.dtype[Any], int, tuple[int, ...], int], ...]
     """Name, dtype, number of elements, shape, and where it begins in the binary part."""
+    placed: dict[str, PlacedTensor]
+    is_placed: bool
     size_bytes: int
     answers: dict[tuple[tuple[int, ...], ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
     """Shapes of the outputs → the JSON and the headers of the answer."""
@@ -140,21 +175,26 @@ class Codec:
             TensorError: A tensor's dtype, shape and data do not go together, or there is no such output.
         """
         body, length = request.body, request.headers.get(_TEXT_LENGTH)
-        if length is not None and length.isdigit():
-            start = int(length[:20])
+        # Without the header all of the body is JSON, worth a look only where its tensors are in shared memory.
+        start = int(length[:20]) if length is not None and length.isdigit() else len(body)
+        if length is not None or start <= _MAX_TEXT_BYTES:
             known = self._known.get(bytes(body[:start]))
             if known is not None and len(body) == start + known.size_bytes:
-                return Asked(known.message, _read_known(known, body, start), known.wanted, known)
+                return Asked(known.message, _read_known(known, body, start), known.wanted, known.is_placed, known)
         message, feeds = decode_request(request)
         wanted = wanted_outputs(message, self._outputs)
-        return Asked(message, feeds, wanted, self._learn(message, wanted, body, length))
+        is_placed = any(isinstance(feed, PlacedTensor) for feed in feeds.values()) or any(one.part for one in wanted)
+        asked = Asked(message, feeds, wanted, is_placed)
+        if length is not None or (is_placed and start <= _MAX_TEXT_BYTES):
+            asked.known = self._learn(asked, bytes(body[:start]))
+        return asked
 
     def encode(self, asked: Asked, outputs: Tensors) -> Response:
         """Write an answer."""
         known = asked.known
-        if known is None or not known.wanted or not all(is_binary for _, is_binary in known.wanted):
+        if known is None or not known.wanted or not all(one.is_binary or one.part for one in known.wanted):
             return encode_response(asked.message, outputs, asked.wanted, model=self._model, version=self._version)
-        arrays = [outputs[spec.name] for spec, _ in known.wanted]
+        arrays = [outputs[one.spec.name] for one in known.wanted]
         shapes = tuple([array.shape for array in arrays])
         answer = known.answers.get(shapes)
         if answer is None:
@@ -162,19 +202,19 @@ class Codec:
             if len(known.answers) < _MAX_KNOWN:
                 known.answers[shapes] = (bytes(response.body[0]), response.headers)
             return response
-        return Response(200, (answer[0], *map(_blob, arrays)), _BINARY, answer[1])
+        text, headers = answer
+        if not headers:
+            return Response(200, (text,))
+        blobs = [to_bytes(array) for array, one in zip(arrays, known.wanted, strict=True) if one.part is None]
+        return Response(200, (text, *blobs), _BINARY, headers)
 
-    def _learn(
-        self,
-        message: InferRequest,
-        wanted: list[tuple[TensorSpec, bool]],
-        body: bytes | memoryview,
-        length: bytes | None,
-    ) -> _Known | None:
-        if length is None:
-            return None
-        tensors, end = [], 0
-        for tensor in message.inputs:
+    def _learn(self, asked: Asked, text: bytes) -> _Known | None:
+        tensors, placed, end = [], {}, 0
+        for tensor in asked.message.inputs:
+            feed = asked.feeds[tensor.name]
+            if isinstance(feed, PlacedTensor):
+                placed[tensor.name] = feed
+                continue
             size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
             if size is None:
                 return None
@@ -185,23 +225,25 @@ class Codec:
             return None
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        known = _Known(message, wanted, tuple(tensors), end)
-        self._known[bytes(body[: int(length)])] = known
+        known = _Known(asked.message, asked.wanted, tuple(tensors), placed, asked.is_placed, end)
+        self._known[text] = known
         return known
 
 
-def _read_known(known: _Known, body: bytes | memoryview, start: int) -> Tensors:
+def _read_known(known: _Known, body: bytes | memoryview, start: int) -> Feeds:
+    feeds: Feeds = {**known.placed}
+    if not known.tensors:
+        return feeds
     if type(body) is bytes and start % _ALIGNMENT:
         # Cut off, the binary part begins where memory does, so that its tensors lie well.
         body, start = body[start:], 0
-    feeds: Tensors = {}
     for name, dtype, count, shape, offset in known.tensors:
         array = np.frombuffer(body, dtype, count, start + offset).reshape(shape)
         feeds[name] = array if array.flags.aligned else array.copy()
     return feeds
 
 
-def _blob(array: NDArray[Any]) -> bytes | memoryview:
+def to_bytes(array: NDArray[Any]) -> bytes | memoryview:
     """The bytes of an array as they go on the wire; a large one is not copied."""
     little = array.astype(_DTYPES[_NAMES[array.dtype]], copy=False)
     if little.nbytes < _LARGE_BYTES or not little.flags.c_contiguous:
@@ -209,8 +251,8 @@ def _blob(array: NDArray[Any]) -> bytes | memoryview:
     return little.reshape(-1).view(np.uint8).data
 
 
-def decode_request(request: Request) -> tuple[InferRequest, Tensors]:
-    """The message and the tensors of an inference request.
+def decode_request(request: Request) -> tuple[InferRequest, Feeds]:
+    """The message and the tensors of an inference request; of those in shared memory, where they are.
 
     Raises:
         MessageError: The JSON or the lengths are wrong.
@@ -240,15 +282,17 @@ def decode_request(request: Request) -> tuple[InferRequest, Tensors]:
     return message, feeds
 
 
-def _decode_tensors(message: InferRequest, body: bytes | memoryview, binary_start: int) -> tuple[Tensors, int]:
+def _decode_tensors(message: InferRequest, body: bytes | memoryview, binary_start: int) -> tuple[Feeds, int]:
     """The tensors, and where the binary data ends."""
-    feeds: Tensors = {}
+    feeds: Feeds = {}
     for tensor in message.inputs:
         if tensor.name in feeds:
             raise TensorError(f"tensor {tensor.name!r}: given twice")
         size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
         try:
-            if size is None:
+            if (part := _placement(tensor.name, tensor.parameters)) is not None:
+                feeds[tensor.name] = _placed_tensor(tensor, part)
+            elif size is None:
                 feeds[tensor.name] = _json_tensor(tensor)
             else:
                 feeds[tensor.name] = _binary_tensor(tensor, body, binary_start, size)
@@ -281,6 +325,31 @@ def _binary_tensor(tensor: InputTensor, body: bytes | memoryview, start: int, si
     if not array.flags.aligned or not dtype.isnative:
         return array.astype(NUMPY_NAMES[tensor.datatype])
     return array
+
+
+def _placed_tensor(tensor: InputTensor, part: Placement) -> PlacedTensor:
+    dtype, size = _dtype(tensor), _elements(tensor)
+    if tensor.data is not _ABSENT or (tensor.parameters and tensor.parameters.binary_data_size is not None):
+        raise TensorError(f"tensor {tensor.name!r}: expected data or shared_memory_region, got both")
+    if part.size_bytes != size * dtype.itemsize:
+        raise TensorError(
+            f"tensor {tensor.name!r}: expected {size * dtype.itemsize} bytes of shared memory for {tensor.datatype} "
+            f"{tensor.shape}, got shared_memory_byte_size {part.size_bytes}"
+        )
+    return PlacedTensor(part, tuple(tensor.shape), dtype)
+
+
+def _placement(name: str, parameters: TensorParameters | None) -> Placement | None:
+    """Where in shared memory a tensor is or goes; ``None`` when it does not."""
+    if parameters is None or (parameters.shared_memory_region is None and parameters.shared_memory_byte_size is None):
+        return None
+    region, size = parameters.shared_memory_region, parameters.shared_memory_byte_size
+    if region is None or size is None or size < 0 or parameters.shared_memory_offset < 0:
+        raise TensorError(
+            f"tensor {name!r}: expected shared_memory_region, shared_memory_byte_size and perhaps shared_memory_offset, "
+            "sizes of 0 or more"
+        )
+    return Placement(region, parameters.shared_memory_offset, size)
 
 
 def _json_tensor(tensor: InputTensor) -> NDArray[Any]:
@@ -337,8 +406,8 @@ def _elements(tensor: InputTensor) -> int:
     return math.prod(tensor.shape)
 
 
-def wanted_outputs(message: InferRequest, outputs: Sequence[TensorSpec]) -> list[tuple[TensorSpec, bool]]:
-    """The outputs that the caller asked for, each with whether it is to be binary.
+def wanted_outputs(message: InferRequest, outputs: Sequence[TensorSpec]) -> list[Wanted]:
+    """The outputs that the caller asked for, each with how it is to be written.
 
     Raises:
         TensorError: There is no such output.
@@ -347,7 +416,7 @@ def wanted_outputs(message: InferRequest, outputs: Sequence[TensorSpec]) -> list
     specs = {spec.name: spec for spec in outputs}
     default = message.parameters is not None and message.parameters.binary_data_output
     if not message.outputs:
-        return [(spec, default) for spec in outputs]
+        return [Wanted(spec, default) for spec in outputs]
     wanted = []
     for output in message.outputs:
         spec = specs.get(output.name)
@@ -356,21 +425,26 @@ def wanted_outputs(message: InferRequest, outputs: Sequence[TensorSpec]) -> list
         parameters = output.parameters or TensorParameters()
         if parameters.classification:
             raise MessageError(f"output {output.name!r}: the classification extension is not supported")
-        wanted.append((spec, default if parameters.binary_data is None else parameters.binary_data))
+        is_binary = default if parameters.binary_data is None else parameters.binary_data
+        wanted.append(Wanted(spec, is_binary, _placement(output.name, parameters)))
     return wanted
 
 
 def encode_response(
-    message: InferRequest, outputs: Tensors, wanted: Iterable[tuple[TensorSpec, bool]], *, model: str, version: str
+    message: InferRequest, outputs: Tensors, wanted: Iterable[Wanted], *, model: str, version: str
 ) -> Response:
-    """The answer."""
+    """The answer; outputs that go into shared memory have been written there."""
     described: list[_OutputTensor] = []
     blobs: list[bytes | memoryview] = []
-    for spec, is_binary in wanted:
+    for spec, is_binary, part in wanted:
         array = outputs[spec.name]
         tensor = _OutputTensor(spec.name, _NAMES[array.dtype], array.shape)
-        if is_binary:
-            blob = _blob(array)
+        if part is not None:
+            tensor.parameters = {"shared_memory_region": part.region, "shared_memory_byte_size": array.nbytes}
+            if part.offset:
+                tensor.parameters["shared_memory_offset"] = part.offset
+        elif is_binary:
+            blob = to_bytes(array)
             tensor.parameters = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:

@@ -59,6 +59,7 @@ class Request(msgspec.Struct):
         headers: By lower-case name; of a header that comes several times, the last. Not to be written to.
         keep_alive: Whether the client may send another one on this connection.
         peer_uid: Whose process the caller is, where it came over a Unix socket.
+        deadline: When an answer is of no use any more, by ``time.perf_counter_ns()``; HTTP has none.
     """
 
     method: bytes
@@ -67,6 +68,7 @@ class Request(msgspec.Struct):
     body: bytes | memoryview
     keep_alive: bool
     peer_uid: int | None = None
+    deadline: int | None = None
 
 
 class Response(msgspec.Struct):

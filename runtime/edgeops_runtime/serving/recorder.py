@@ -49,6 +49,7 @@ class Recorders:
         self._idle: deque[_Recorder] = deque()
         self.full: deque[RowBuffer] = deque()
         """Rows that wait for :meth:`settle`."""
+        self._closed = Counters()  # Of all windows that were handed over.
         self._began = time.time()
         self._binning = (
             threading.Lock()
@@ -94,11 +95,17 @@ class Recorders:
         """A copy of what was counted since the last window; what is being counted at this moment may be left out."""
         return Counters.total(recorder.counters() for recorder in tuple(self._idle))
 
+    def totals(self) -> Counters:
+        """A copy of what was counted since the model was loaded, windows that were handed over included."""
+        with self._binning:
+            return Counters.total([self._closed, self.counters()])
+
     def close(self) -> tuple[Counters, Profile | None, float, float]:
         """Hand over what was counted since the last time, with when that began and ended (Unix time), and begin anew."""
         with self._binning:
             taken = self._take_idle()
             total = Counters.total(recorder.counters() for recorder in taken)
+            self._closed = Counters.total([self._closed, total])
             profile = None
             if self._profiler is not None:
                 self.full += [recorder.buffer for recorder in taken if recorder.buffer and recorder.buffer.rows]

@@ -9,6 +9,7 @@ import math
 from edgeops_runtime.serving.http import Handler, Request, Response, error_response
 
 _MESSAGE = "this device is too hot or short of memory; try again"
+_INFERENCES = (b"/infer", b":predict")
 _HEADERS = (("Retry-After", "2"),)
 
 
@@ -28,7 +29,7 @@ class Shedder:
     def __call__(self, request: Request) -> Response:
         """Answer, or turn away; what does not ask for an inference costs nothing and is answered."""
         share = self.share
-        if share and request.method == b"POST":
+        if share and request.method == b"POST" and request.path.endswith(_INFERENCES):
             number = next(self._count)
             if math.floor(number * share) > math.floor((number - 1) * share):
                 return error_response(503, _MESSAGE, headers=_HEADERS)

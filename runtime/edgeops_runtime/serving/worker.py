@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 import msgspec
@@ -22,6 +22,7 @@ import msgspec
 from edgeops.bundle import open_bundle
 from edgeops.errors import EdgeOpsError, MessageError
 from edgeops_runtime.control import (
+    MQTT_VARIABLE,
     Collect,
     ControlSocket,
     Drain,
@@ -49,25 +50,42 @@ from edgeops_runtime.serving.listener import Listener
 from edgeops_runtime.serving.model import LoadedModel, load_variant, resident_bytes
 from edgeops_runtime.serving.pipeline import Answer
 from edgeops_runtime.serving.priority import Cores, yield_to_others
+from edgeops_runtime.serving.protocols import Protocols
 from edgeops_runtime.serving.repository import Repository, Served
 from edgeops_runtime.serving.shedding import Shedder
-from edgeops_runtime.serving.v2 import Service
+
+if TYPE_CHECKING:
+    from edgeops.mqtt_requests import MqttRequests
 
 _AGENT_GONE = 70
+_HELLO_S = 5.0
+_GOODBYE_S = 2.0
 
 
 class Worker:
     """Does what the agent says with one model."""
 
-    def __init__(self, model: LoadedModel, control: ControlSocket, listening: socket.socket, *, threads: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        control: ControlSocket,
+        listening: socket.socket,
+        *,
+        threads: int,
+        mqtt_url: str | None,
+    ) -> None:
         self._model = model
         self._control = control
         self._recent = RecentRows(model.manifest)
         self._capture = Capture(model.manifest, control.send, is_classifier=model.is_classifier)
         self._cores = Cores()
         served = Served(model, budget=ThreadBudget.for_machine(threads), observer=self._observe)
-        self._shedder = Shedder(Service(Repository(served)))
+        self._repository = Repository(served)
+        self._protocols = Protocols(self._repository)
+        self._shedder = Shedder(self._protocols)
         self._listener = Listener(listening, Checkup(served, self._shedder))
+        self._mqtt_url = mqtt_url
+        self._mqtt: MqttRequests | None = None
         self._is_draining = False
 
     def obey(self) -> NoReturn:
@@ -96,8 +114,10 @@ class Worker:
                 threading.Thread(target=self._shadow, args=(order,), name="shadow", daemon=True).start()
             case Serve():
                 self._listener.start()
+                self._open_mqtt()
                 self._control.send(Serving())
             case Pause():
+                self._close_mqtt()
                 self._listener.pause()
                 self._control.send(Paused())
             case Window():
@@ -127,8 +147,30 @@ class Worker:
         self._is_draining = True
         threading.Thread(target=self._drain, args=(timeout_s,), name="drain", daemon=True).start()
 
+    def _open_mqtt(self) -> None:
+        if self._mqtt_url is None or self._mqtt is not None:
+            return
+        from edgeops_runtime.serving.mqtt import open_mqtt  # noqa: PLC0415 - paho is for those who use it
+
+        self._mqtt = open_mqtt(self._mqtt_url, self._shedder, self._protocols.metrics)
+        # The one before us is about to leave, and a broker keeps no request for nobody. One that is away gets none either.
+        self._mqtt.wait_ready(_HELLO_S)
+
+    def _close_mqtt(self) -> threading.Thread | None:
+        """Say goodbye beside the conversation: a broker that is away must not make the agent wait."""
+        requests, self._mqtt = self._mqtt, None
+        if requests is None:
+            return None
+        goodbye = threading.Thread(target=requests.close, name="mqtt goodbye", daemon=True)
+        goodbye.start()
+        return goodbye
+
     def _drain(self, timeout_s: float) -> None:
+        self._repository.leave()
+        goodbye = self._close_mqtt()
         self._listener.drain(timeout_s)
+        if goodbye is not None:
+            goodbye.join(_GOODBYE_S)
         self._capture.close()
         self._control.send(Drained(window=self._model.window()))
         # Engines are known to crash while an interpreter tears them down; there is nothing to tear down for.
@@ -146,7 +188,17 @@ class Worker:
 @click.option("--listen-fd", type=int, required=True, help="Inherited listening socket.")
 @click.option("--control-fd", type=int, required=True, help="Inherited end of the control socket pair.")
 @click.option("--threads", type=int, default=1, help="Threads of one inference.")
-def main(directory: Path, *, variant: str, engine: str, listen_fd: int, control_fd: int, threads: int) -> None:
+@click.option("--mqtt", "mqtt_url", envvar=MQTT_VARIABLE, help="Answer MQTT 5 requests too: mqtt://host:port/prefix.")
+def main(
+    directory: Path,
+    *,
+    variant: str,
+    engine: str,
+    listen_fd: int,
+    control_fd: int,
+    threads: int,
+    mqtt_url: str | None,
+) -> None:
     """Serve one variant of a bundle; started by the agent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides.
     for stream in (sys.stdout, sys.stderr):
@@ -160,7 +212,7 @@ def main(directory: Path, *, variant: str, engine: str, listen_fd: int, control_
     except EdgeOpsError as error:
         control.send(Failed(what="load", reason=str(error)))
         sys.exit(1)
-    worker = Worker(model, control, listening, threads=threads)
+    worker = Worker(model, control, listening, threads=threads, mqtt_url=mqtt_url)
     control.send(
         Ready(
             engine=engine,
