@@ -37,9 +37,9 @@ from edgeops_runtime.sender import Pace, Sender
 
 _DAY_S = 86400
 _QUOTA_BYTES = 64 << 20
-_WEEKS_QUOTA_BYTES = 8 << 20
+_WEEKS_QUOTA_BYTES = 4 << 20
 _WEEKS_DAYS = 21
-_WEEKS_WINDOW_S = 10
+_WEEKS_WINDOW_S = 30
 _SIGNALS, _BINS = 8, 12
 _REQUESTS = 10
 _DIGEST, _REFERENCE = f"sha256:{'3f9a61c07be2d548' * 4}", f"sha256:{'e07d24ab915c3f68' * 4}"
@@ -224,7 +224,7 @@ def measure_weeks() -> list[Figure]:
         for step in range(_WEEKS_DAYS * _DAY_S // _WEEKS_WINDOW_S):
             device.now_s += _WEEKS_WINDOW_S
             device.window(_WEEKS_WINDOW_S)
-            if step % 60 == 0:
+            if step % 20 == 0:
                 device.sample(2000)
                 device.event()
                 largest = max(largest, _directory_bytes(directory))
