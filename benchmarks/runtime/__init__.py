@@ -1,0 +1,1 @@
+"""The device runtime against its bars, in one run: ``python -m benchmarks.runtime``; ../README.md."""
