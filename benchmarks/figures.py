@@ -1,5 +1,6 @@
 """A measured figure with its alternative, and how candidates are timed against each other."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -7,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 _TURN = 20
+_WARM_UP = 50
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Figure:
         value: In ``unit``.
         alternative: What it is held against, measured in the same run; empty: nothing.
         alternative_value: In the same unit.
+        left_out: Why there is no value, and what to do about it; empty: there is one.
     """
 
     name: str
@@ -25,6 +28,30 @@ class Figure:
     unit: str
     alternative: str = ""
     alternative_value: float | None = None
+    left_out: str = ""
+
+    @classmethod
+    def without_value(cls, name: str, why: str) -> "Figure":
+        """What could not be measured here."""
+        return cls(name, math.nan, "", left_out=why)
+
+    @property
+    def difference(self) -> float | None:
+        """How much more than the alternative, in ``unit``; ``None`` without one.
+
+        >>> Figure("one call", 7.0, "µs", "bare", 4.0).difference
+        3.0
+        """
+        return None if self.alternative_value is None else self.value - self.alternative_value
+
+    @property
+    def ratio(self) -> float | None:
+        """The value over the alternative's; ``None`` without one, or when that is zero.
+
+        >>> Figure("one call", 6.0, "µs", "bare", 4.0).ratio
+        1.5
+        """
+        return self.value / self.alternative_value if self.alternative_value else None
 
     @property
     def shown_alternative(self) -> str:
@@ -38,26 +65,31 @@ class Figure:
     @property
     def shown_comparison(self) -> str:
         """Ratio and difference for the table."""
-        if not self.alternative_value:
+        if self.ratio is None or self.difference is None:
             return ""
-        difference = self.value - self.alternative_value
-        return f"{self.value / self.alternative_value:.2f}x, {difference:+,.4g} {self.unit}"
+        return f"{self.ratio:.2f}x, {self.difference:+,.4g} {self.unit}"
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
         return asdict(self)
 
 
-def interleaved_us(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def interleaved_us(
+    calls: Mapping[str, Callable[[], object]], rounds: int, *, clock: Callable[[], int] = time.perf_counter_ns
+) -> dict[str, float]:
     """Median microseconds of one call of each candidate.
 
     Candidates take turns, so that a neighbour on the machine meets all of them alike. The first call of a turn is left out, since
     it finds the caches full of another's data.
+
+    Args:
+        calls: Name → what is timed.
+        rounds: Calls of each.
+        clock: Nanoseconds.
     """
-    clock = time.perf_counter_ns
     taken: dict[str, list[int]] = {name: [] for name in calls}
     for call in calls.values():
-        for _ in range(50):
+        for _ in range(_WARM_UP):
             call()
     for _ in range(max(rounds // _TURN, 1)):
         for name, call in calls.items():
@@ -68,3 +100,39 @@ def interleaved_us(calls: Mapping[str, Callable[[], object]], rounds: int) -> di
                 call()
                 times.append(clock() - begun)
     return {name: statistics.median(times) / 1000 for name, times in taken.items()}
+
+
+def blocks_us(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    block: int = 128,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, float]:
+    """Microseconds of a call of each candidate with all that comes now and then: the median over blocks of the mean in a block.
+
+    Args:
+        calls: Name → what is timed.
+        rounds: Calls of each.
+        block: How many make one block; what comes every so many calls must fit in several times.
+        clock: Nanoseconds.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(max(rounds // block, 1)):
+        for name, call in calls.items():
+            call()
+            begun = clock()
+            for _ in range(block):
+                call()
+            taken[name].append((clock() - begun) / block)
+    return {name: statistics.median(means) / 1000 for name, means in taken.items()}
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value that so large a share of some values does not exceed; they need not be sorted.
+
+    >>> quantile([4.0, 1.0, 3.0, 2.0], 0.5), quantile([4.0, 1.0, 3.0, 2.0], 0.999)
+    (2.0, 4.0)
+    """
+    ordered = sorted(values)
+    return ordered[min(max(math.ceil(share * len(ordered)), 1), len(ordered)) - 1]

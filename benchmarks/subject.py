@@ -1,5 +1,9 @@
-"""What is measured: the demo's network, trained briefly and converted once, and its bundle."""
+"""What is measured: the demo's network, trained briefly and converted once, and its bundle.
 
+``python -m benchmarks.subject DIRECTORY`` leaves the bundle there.
+"""
+
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,3 +61,7 @@ def prepare(directory: Path) -> Subject:
     seconds = time.perf_counter() - begun
     bundle = open_bundle(output)
     return Subject(bundle, dataset, measure(network, bundle, dataset), seconds)
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]))

@@ -10,17 +10,16 @@ from pathlib import Path
 import click
 import msgspec
 
-from benchmarks.__main__ import describe_machine
 from benchmarks.converter import memory
 from benchmarks.converter.bars import BARS, MEMORY, Measure, Outcome, Place, Reading, judge
 from benchmarks.converter.carried import MODELS, Carried, carry
 from benchmarks.converter.measurement import Finding, examine, figures
 from benchmarks.converter.subjects import SUBJECTS, LeftOutError, prepare
 from benchmarks.converter.tables import show_carried, show_finding, show_outcomes
+from benchmarks.machine import describe_machine, vector_instructions
 
 CARRIED = "carried"
 _CONVOLUTIONAL = frozenset(SUBJECTS) - {"transformer", "autoencoder"}
-_VECTOR_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "asimddp")
 
 
 @click.command()
@@ -101,18 +100,6 @@ def _measure(wanted: tuple[str, ...], report: Report, *, with_stock: bool) -> No
         show_carried(report.carried)
     if MEMORY in wanted:
         report.peak_mb = memory.peaks()
-
-
-def vector_instructions() -> list[str]:
-    """The flags of this CPU that decide how 8-bit products are summed.
-
-    Without one of the VNNI flags (``asimddp`` on ARM) onnxruntime adds pairs of U8S8 products in 16 bits, which can saturate.
-    """
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next(
-        (line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), []
-    )
-    return [flag for flag in _VECTOR_FLAGS if flag in flags]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from benchmarks.limits import Bound, Verdict
+
 OURS, MIXED = "EdgeOps", "EdgeOps, mixed precision"
 """The tools that the bars are for; any other name in the figures is a stock tool."""
 BOTH = "onnx and tflite"
@@ -31,13 +33,6 @@ class Measure(StrEnum):
     """To make the file, over what NNCF's full bias correction takes on the same model and rows."""
     GROWTH = "times the peak RSS"
     """With 10,000 calibration rows over that with 100, the rows themselves in memory both times."""
-
-
-class Bound(StrEnum):
-    """Which side of a limit is good."""
-
-    AT_LEAST = "≥"
-    AT_MOST = "≤"
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class Limit:
 
     def admits(self, value: float) -> bool:
         """Whether a figure is on the good side; NaN never is."""
-        return value >= self.value if self.bound is Bound.AT_LEAST else value <= self.value
+        return self.bound.admits(value, self.value)
 
     def best(self, values: Sequence[float]) -> float:
         """The one of some figures that is farthest on the good side."""
@@ -108,14 +103,6 @@ class Bar:
     limits: tuple[Limit, ...]
     tool: str = OURS
     needs_rival: bool = False
-
-
-class Verdict(StrEnum):
-    """What became of a bar."""
-
-    MET = "met"
-    NOT_MET = "not met"
-    NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.converter.bars import Outcome, Verdict
+from benchmarks.converter.bars import Outcome
 from benchmarks.converter.carried import Carried
 from benchmarks.converter.measurement import FLOAT, Finding, Line
+from benchmarks.limits import Verdict
 from edgeops_converters.fidelity import Drop
 
 _CONSOLE = Console() if sys.stdout.isatty() else Console(width=200)

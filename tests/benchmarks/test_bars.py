@@ -8,14 +8,13 @@ from benchmarks.converter.bars import (
     MIXED,
     OURS,
     Bar,
-    Bound,
     Limit,
     Measure,
     Place,
     Reading,
-    Verdict,
     judge,
 )
+from benchmarks.limits import Bound, Verdict
 
 AGREEMENT = Limit(Measure.AGREEMENT, Bound.AT_LEAST, 0.92)
 SPEED = Limit(Measure.SPEED, Bound.AT_LEAST, 2.0)
