@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all check bench bench-convert clean
+.PHONY: setup demo test test-all check bench bench-convert bench-runtime rivals clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,12 @@ bench: setup
 
 bench-convert: setup
 	$(BIN)/python -m benchmarks.converter
+
+bench-runtime: setup
+	$(BIN)/python -m benchmarks.runtime
+
+rivals:
+	PYTHON=$(PYTHON) scripts/rivals
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,22 +3,18 @@
 It always ends with exit code 0: figures are looked at, not gated on.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.figures import Figure
 from benchmarks.limits import Verdict
 from benchmarks.machine import describe_machine
 from benchmarks.runtime.bars import BARS, Outcome, judge
 from benchmarks.runtime.parts import PARTS, LeftOutError, measure
-
-_CONSOLE = Console() if sys.stdout.isatty() else Console(width=180)
+from benchmarks.tables import console, say, show_figures, table
 
 
 @dataclass
@@ -41,21 +37,23 @@ class Report:
 
     def conclude(self) -> None:
         """Judge what there is by now."""
-        self.bars = judge(BARS, {**dict.fromkeys(self.failed, []), **self.figures})
+        self.bars = judge(BARS, {**dict.fromkeys(self.failed, ()), **self.figures})
 
 
 @click.command()
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Run these parts; by default all.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @click.option("--rounds", type=click.IntRange(100), default=4000, show_default=True, help="Calls of each candidate.")
-@click.option("--seconds", type=click.IntRange(1), default=5, show_default=True, help="Of each turn of a process at an even pace.")
+@click.option(
+    "--seconds", type=click.IntRange(1), default=5, show_default=True, help="Of each turn of a process at an even pace."
+)
 @click.option("--starts", type=click.IntRange(1), default=5, show_default=True, help="Starts and kills of an agent.")
 @click.option("--swaps", type=click.IntRange(1), default=1000, show_default=True, help="Swaps of each kind.")
 @click.option("--kills", type=click.IntRange(1), default=500, show_default=True, help="Processes that are killed.")
 def main(only: tuple[str, ...], json_file: Path | None, **settings: int) -> None:
     """Measure every bar of the device runtime side by side, and say which are met."""
     report = Report(describe_machine())
-    _say(", ".join(f"{name} {value}" for name, value in report.machine.items()))
+    say(", ".join(f"{name} {value}" for name, value in report.machine.items()))
     try:
         for name in only or PARTS:
             _measure(name, settings, report)
@@ -67,52 +65,30 @@ def main(only: tuple[str, ...], json_file: Path | None, **settings: int) -> None
 
 
 def _measure(name: str, settings: dict[str, int], report: Report) -> None:
-    _say(f"\n{name}: {PARTS[name].what} …")
+    say(f"\n{name}: {PARTS[name].what} …")
     try:
         report.figures[name] = measure(name, settings)
     except LeftOutError as error:
         report.left_out[name] = str(error)
-        _say(f"{name}: left out: {error}")
+        say(f"{name}: left out: {error}")
     except Exception as error:  # noqa: BLE001 - one part that fails must not hide what the others show
         report.failed[name] = f"{type(error).__name__}: {error}"
-        _say(f"{name}: failed: {report.failed[name]}")
+        say(f"{name}: failed: {report.failed[name]}")
     else:
-        _show_figures(name, report.figures[name])
-
-
-def _show_figures(title: str, figures: list[Figure]) -> None:
-    table = _table(title, ("what", "value", "against", "ratio or difference"))
-    for figure in figures:
-        value = f"{figure.value:,.4g} {figure.unit}".strip()
-        if not figure.left_out:
-            table.add_row(figure.name, value, figure.shown_alternative, figure.shown_comparison)
-    _CONSOLE.print(table, highlight=False)
-    for figure in (each for each in figures if each.left_out):
-        _say(f"{figure.name}: left out: {figure.left_out}")
+        show_figures(name, report.figures[name])
 
 
 def _show_bars(outcomes: list[Outcome]) -> None:
     """The bars that something was measured for, and how many are met."""
-    table = _table("bars", ("what", "figure", "asked", "got", "verdict"))
+    rows = table("bars", ("what", "figure", "asked", "got", "verdict"))
     for one in outcomes:
         if one.verdict is not Verdict.NOT_MEASURED:
-            table.add_row(one.what, one.figure, one.asked, one.got, one.verdict)
-    _CONSOLE.print()
-    if table.row_count:
-        _CONSOLE.print(table, highlight=False)
+            rows.add_row(one.what, one.figure, one.asked, one.got, one.verdict)
+    console.print()
+    if rows.row_count:
+        console.print(rows, highlight=False)
     counts = {verdict: sum(one.verdict is verdict for one in outcomes) for verdict in Verdict}
-    _say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-
-
-def _table(title: str, headings: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in {"value", "ratio or difference", "got"} else "left")
-    return table
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(text, highlight=False, markup=False)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The other end of a socket pair that answers so many bytes with so many: ``python echo.py DESCRIPTOR REQUEST_BYTES REPLY_BYTES``.
+"""The other end of a socket pair that answers so many bytes with so many.
+
+    python echo.py DESCRIPTOR REQUEST_BYTES REPLY_BYTES
 
 What a round trip to another process costs before anybody has looked at what was sent.
 """

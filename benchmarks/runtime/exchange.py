@@ -85,7 +85,9 @@ def connect(address: str) -> socket.socket:
 
 def binary_request(model: str, feeds: Feeds) -> bytes:
     """A V2 request with binary tensors both ways."""
-    tensors = [_tensor(name, array) | {"parameters": {"binary_data_size": array.nbytes}} for name, array in feeds.items()]
+    tensors = [
+        _tensor(name, array) | {"parameters": {"binary_data_size": array.nbytes}} for name, array in feeds.items()
+    ]
     head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
     body = head + b"".join(array.tobytes() for array in feeds.values())
     return post(f"/v2/models/{model}/infer", body, f"Inference-Header-Content-Length: {len(head)}\r\n")
@@ -94,7 +96,9 @@ def binary_request(model: str, feeds: Feeds) -> bytes:
 def json_request(model: str, feeds: Feeds) -> bytes:
     """The same in JSON."""
     tensors = [_tensor(name, array) | {"data": array.ravel().tolist()} for name, array in feeds.items()]
-    return post(f"/v2/models/{model}/infer", json.dumps({"inputs": tensors}).encode(), "Content-Type: application/json\r\n")
+    return post(
+        f"/v2/models/{model}/infer", json.dumps({"inputs": tensors}).encode(), "Content-Type: application/json\r\n"
+    )
 
 
 def post(path: str, body: bytes, headers: str) -> bytes:

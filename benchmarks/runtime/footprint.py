@@ -1,8 +1,8 @@
 """What agent and worker take on a board: memory, the way from exec to the first answer, and from kill -9 to the next.
 
-A real agent over MQTT with the demo's network in its data directory (some 50 to 150 kB, so that the worker's figure is the engine's
-and ours). An answer is one to an inference over the Unix socket, not to a health check. Resident memory counts pages of files that
-are shared with other processes; what is proportional and what is anonymous stands beside it.
+A real agent over MQTT with the demo's network, whose file has some 50 to 150 kB, so that the worker's figure is the engine's and
+ours. An answer is one to an inference over the Unix socket, not to a health check. Resident memory counts pages of files that are
+shared with other processes; what is proportional and what is anonymous stands beside it.
 """
 
 import os

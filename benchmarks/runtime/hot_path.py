@@ -22,8 +22,7 @@ import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 
 from benchmarks.figures import Figure, blocks_us, interleaved_us
-from benchmarks.runtime import models
-from benchmarks.runtime.echo import __file__ as ECHO
+from benchmarks.runtime import echo, models
 from benchmarks.runtime.exchange import Exchange, Feeds, binary_request, json_request, serving
 from edgeops.bundle import Bundle
 from edgeops.manifest import Variant
@@ -179,8 +178,8 @@ def _over_the_socket(bundle: Bundle, row: np.ndarray, directory: Path, rounds: i
     with load(bundle.path) as model, serving(bundle.path, address):
         exchanges = {"binary": Exchange(address, binary), "JSON": Exchange(address, text)}
         reply_bytes = len(exchanges["binary"]())
-        with _echo(len(binary), reply_bytes) as echo:
-            medians = interleaved_us({**exchanges, "echo": echo, "in process": lambda: model.infer(feeds)}, rounds)
+        with _echo(len(binary), reply_bytes) as bare:
+            medians = interleaved_us({**exchanges, "echo": bare, "in process": lambda: model.infer(feeds)}, rounds)
         for exchange in exchanges.values():
             exchange.close()
     alternative = ("in process", medians["in process"])
@@ -197,7 +196,7 @@ def _echo(request_bytes: int, reply_bytes: int) -> Iterator[Call]:
     ours, theirs = socket.socketpair()
     arguments = [str(theirs.fileno()), str(request_bytes), str(reply_bytes)]
     with theirs:
-        process = subprocess.Popen([sys.executable, ECHO, *arguments], pass_fds=[theirs.fileno()])
+        process = subprocess.Popen([sys.executable, echo.__file__, *arguments], pass_fds=[theirs.fileno()])
     request = bytes(request_bytes)
 
     def call() -> None:
@@ -214,7 +213,7 @@ def _echo(request_bytes: int, reply_bytes: int) -> Iterator[Call]:
 
 
 def _bindings(directory: Path, rounds: int) -> list[Figure]:
-    """onnxruntime's IOBinding, in the two ways that leave the caller an answer of its own."""
+    """IOBinding of onnxruntime, in the two ways that leave the caller an answer of its own."""
     figures = []
     for bundle, what in ((models.linear(directory / "b"), "784 floats"), (models.pooling(directory / "b"), "602 kB")):
         row = np.random.default_rng(1).random(_shape(bundle)).astype(np.float32)

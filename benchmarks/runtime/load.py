@@ -1,9 +1,11 @@
-"""Clients that ask without pause and note how long each answer took: ``python -m benchmarks.runtime.load ADDRESS REQUEST OUT CLIENTS``.
+"""Clients that ask in a closed loop and note how long each answer took.
+
+    python -m benchmarks.runtime.load ADDRESS REQUEST_FILE OUTPUT CLIENTS
 
 A process of its own for all of them, which shares no lock with what it measures. A connection on which the server said that it
-closes is followed by a new one, as any HTTP client does. It goes on until its standard input ends, then writes ``OUT``: two int64 for
-each request that was answered, its beginning and how long it took, in nanoseconds of the monotonic clock; and prints as JSON what
-failed.
+closes is followed by a new one, as with any HTTP client. It goes on until its standard input ends. Then it writes ``OUTPUT``, two
+int64 for each request that was answered, its beginning and how long it took, in nanoseconds of the monotonic clock; and prints as
+JSON what failed.
 """
 
 import json
@@ -16,7 +18,7 @@ from pathlib import Path
 from benchmarks.runtime.exchange import Exchange
 
 _PAUSE_S = 0.001
-"""Between two requests of a client, so that two clients leave the machine some room: a device that is asked without any is a queue."""
+"""Between two requests of a client: some 800 a second each, which leaves two cores room for a worker that loads."""
 
 
 class Client(threading.Thread):

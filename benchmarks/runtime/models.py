@@ -74,11 +74,11 @@ def linear(directory: Path, version: str = "1.0.0", *, key: SigningKey | None = 
 
     return _write(
         directory / f"linear-{version}{'' if drift else '-plain'}",
-        ("linear", version),
         nodes,
         {"weights": weights, "bias": bias},
         IMAGE,
         answer,
+        identity=("linear", version),
         key=key,
         drift=drift,
     )
@@ -103,7 +103,14 @@ def perceptron(directory: Path, *, layers: int = 10, width: int = 1024) -> Bundl
 
     constants = {f"w{index}": each for index, each in enumerate(weights)}
     return _write(
-        directory / "perceptron", ("perceptron", "1.0.0"), nodes, constants, (width,), answer, key=None, drift=False
+        directory / "perceptron",
+        nodes,
+        constants,
+        (width,),
+        answer,
+        identity=("perceptron", "1.0.0"),
+        key=None,
+        drift=False,
     )
 
 
@@ -115,7 +122,7 @@ def pooling(directory: Path) -> Bundle:
         return rows.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
 
     return _write(
-        directory / "pooling", ("pooling", "1.0.0"), nodes, {}, LARGE_IMAGE, answer, key=None, drift=False
+        directory / "pooling", nodes, {}, LARGE_IMAGE, answer, identity=("pooling", "1.0.0"), key=None, drift=False
     )
 
 
@@ -133,7 +140,10 @@ def pooling_tflite(path: Path, shape: tuple[int, int, int]) -> Path:
     ]
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.MEAN
     operator.inputs, operator.outputs = [0, 1], [2]
-    operator.builtinOptions, operator.builtinOptionsType = schema.ReducerOptionsT(), schema.BuiltinOptions.ReducerOptions
+    operator.builtinOptions, operator.builtinOptionsType = (
+        schema.ReducerOptionsT(),
+        schema.BuiltinOptions.ReducerOptions,
+    )
     graph.inputs, graph.outputs, graph.operators = [0], [2], [operator]
     model.operatorCodes, model.subgraphs = [code], [graph]
     builder = flatbuffers.Builder(1 << 10)
@@ -164,12 +174,12 @@ def _last_fashion() -> Bundle | None:
 
 def _write(
     target: Path,
-    identity: tuple[str, str],
     nodes: Sequence[NodeProto],
     constants: Mapping[str, Floats],
     row: tuple[int, ...],
     answer: Callable[[Floats], Floats],
     *,
+    identity: tuple[str, str],
     key: SigningKey | None,
     drift: bool,
 ) -> Bundle:

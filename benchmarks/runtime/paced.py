@@ -50,9 +50,7 @@ def _stock(bundle_dir: Path) -> Callable[[], object]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(
-        str(bundle_dir / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(bundle_dir / "model.onnx"), options, providers=["CPUExecutionProvider"])
     row = _row(bundle_dir)
     return lambda: session.run(None, {"x": row})
 

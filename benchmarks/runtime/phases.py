@@ -14,8 +14,8 @@ class Phases:
     """When it was done, and when nothing was.
 
     Attributes:
-        changes: Nanoseconds of the monotonic clock, increasing: a busy phase begins at the first, a quiet one at the second, and so
-            on; what is before the first or from the last on is neither.
+        changes: Nanoseconds of the monotonic clock, increasing: a busy phase begins at the first, a quiet one at the second, and
+            so on; what is before the first or from the last on is neither.
     """
 
     changes: list[int] = field(default_factory=list)

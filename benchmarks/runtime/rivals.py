@@ -1,8 +1,8 @@
 """The same ONNX file behind MLServer and BentoML, asked in turns with ours by one kind of client, over loopback.
 
-Each has an environment of its own under ``build/rivals`` (``scripts/rivals`` makes them), serves as its documentation says, in one
-process, and is asked in JSON, since neither takes a tensor in binary over HTTP: MLServer's REST has no binary extension, BentoML
-refuses pickle from outside. So ours is timed with JSON too, to show what the form makes of the difference.
+Each has an environment of its own under ``build/rivals``, which ``scripts/rivals`` makes, and serves as its documentation says.
+It is asked in JSON, since neither takes a tensor in binary over HTTP: MLServer's REST has no binary extension, BentoML refuses
+pickle from outside. So ours is timed with JSON too, to show what the form makes of the difference.
 """
 
 import contextlib

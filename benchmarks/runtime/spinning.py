@@ -1,4 +1,4 @@
-"""CPU that a model takes at a modest rate with two threads: ours against onnxruntime's defaults, whose threads spin while they wait."""
+"""CPU that a model takes at a modest rate with two threads: ours against onnxruntime's defaults, whose threads spin."""
 
 import json
 import statistics
@@ -21,7 +21,15 @@ def measure(seconds: int = 5) -> list[Figure]:
         bundle = models.perceptron(Path(name))
         for _ in range(_TURNS):
             for who, found in taken.items():
-                command = [sys.executable, "-m", "benchmarks.runtime.paced", str(bundle.path), who, str(_HZ), str(seconds)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.runtime.paced",
+                    str(bundle.path),
+                    who,
+                    str(_HZ),
+                    str(seconds),
+                ]
                 found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     ours, stock = (
         {key: statistics.median(each[key] for each in found) for key in ("cpu", "p50_ms")} for found in taken.values()

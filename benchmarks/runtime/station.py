@@ -1,4 +1,4 @@
-"""A real agent with its worker, and no more of a fleet than it needs: a broker, blobs over HTTP, signed documents, acknowledgements.
+"""A real agent with its worker, and no more of a fleet than it needs: a broker, blobs, signed documents, acknowledgements.
 
 The server's place is taken by this process, so that the machine's two cores are left to what is measured.
 """

@@ -1,4 +1,6 @@
-"""A program that asks a model from two threads while it exchanges its version: ``python -m benchmarks.runtime.swapping A B SWAPS``.
+"""A program that asks a model from two threads while it exchanges its version.
+
+    python -m benchmarks.runtime.swapping BUNDLE_A BUNDLE_B SWAPS
 
 A process of its own, so that its memory is the model's and ours. Prints JSON, as :class:`Found` has it.
 """
@@ -80,7 +82,9 @@ def main(versions: tuple[Path, Path], swaps: int) -> None:
             caller.stop()
         after = resident_bytes()
     quiet, busy = phases.split(pair for caller in callers for pair in caller.taken)
-    found = Found([each for caller in callers for each in caller.failures], quiet, busy, swaps_ms, before / 1e6, after / 1e6)
+    found = Found(
+        [each for caller in callers for each in caller.failures], quiet, busy, swaps_ms, before / 1e6, after / 1e6
+    )
     sys.stdout.buffer.write(msgspec.json.encode(found))
 
 

@@ -1,8 +1,8 @@
 """Versions exchanged under load: through a real agent with its workers, and in process with ``Model.swap``.
 
 The agent is told over MQTT, for each swap anew, to run the other of two versions, with a trial that asks for no shadow and no
-probation; all else is as ever: a new worker loads, passes the golden test, takes over, and the old one is drained. Two clients ask over
-the Unix socket meanwhile. The same load without swaps is measured in between, in the same run.
+probation; all else is as ever: a new worker loads, passes the golden test, takes over, and the old one is drained. Two clients
+ask over the Unix socket meanwhile. The same load without swaps is measured in between, in the same run.
 """
 
 import json

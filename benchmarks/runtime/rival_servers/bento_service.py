@@ -14,9 +14,7 @@ class Linear:
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            os.environ["MODEL"], options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnxruntime.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
 
     @bentoml.api
     def infer(self, rows: np.ndarray) -> np.ndarray:
