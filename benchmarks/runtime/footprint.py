@@ -51,7 +51,7 @@ def _figures(engine: str, station: Station, request: bytes, starts: int) -> list
         agents_killed.append(_timed(station, request, lambda: _start_after_a_kill(station)))
     return [
         *_memory(f"{engine}: agent, resident", installed),
-        Figure(f"{engine}: agent, resident, before it has installed anything", agent["Rss"], "MB"),
+        Figure(f"{engine}: agent, resident, after a restart", agent["Rss"], "MB"),
         *_memory(f"{engine}: worker, resident, with a model of some kB", worker),
         *_times(f"{engine}: from exec of the agent to the first answer", begun_anew),
         *_times(f"{engine}: from kill -9 of the worker to the next answer", workers_killed),

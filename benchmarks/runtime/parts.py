@@ -23,7 +23,7 @@ class Part:
 PARTS = {
     "hot_path": Part("one inference, in process and over the socket", ("rounds",)),
     "rivals": Part("the same model behind MLServer and BentoML", ("rounds",)),
-    "shared_memory": Part("a large tensor through shared memory"),
+    "shared_memory": Part("a large tensor through shared memory", ("rounds",)),
     "spinning": Part("CPU at a modest rate", ("seconds",)),
     "footprint": Part("memory of agent and worker, start and recovery", ("starts",)),
     "swaps": Part("versions exchanged under load", ("swaps",)),

@@ -51,6 +51,13 @@ def test_figure_that_a_measured_part_lacks_fails_its_bar() -> None:
     assert (outcome.verdict, outcome.got) == (Verdict.NOT_MET, "none")
 
 
+def test_name_may_go_on_where_no_figure_has_exactly_that_one() -> None:
+    small, large = Figure("agent, on a small disk", 1.0, "MB"), Figure("agent", 31.0, "MB")
+
+    assert verdict(VALUE, small) is Verdict.MET
+    assert verdict(VALUE, small, large) is Verdict.NOT_MET
+
+
 def test_figure_that_is_left_out_is_not_measured() -> None:
     assert verdict(VALUE, Figure.without_value("agent", "not installed")) is Verdict.NOT_MEASURED
 
