@@ -107,14 +107,16 @@ def blocks_us(
     rounds: int,
     *,
     block: int = 128,
-    clock: Callable[[], int] = time.perf_counter_ns,
+    clock: Callable[[], int] = time.thread_time_ns,
 ) -> dict[str, float]:
     """Microseconds of a call of each candidate with all that comes now and then: the median over blocks of the mean in a block.
+
+    A block is long enough for a neighbour to come in between, so it is the CPU time of this thread that counts.
 
     Args:
         calls: Name → what is timed.
         rounds: Calls of each.
-        block: How many make one block; what comes every so many calls must fit in several times.
+        block: How many make one block; what comes every so many calls must come in each at least once.
         clock: Nanoseconds.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
