@@ -13,6 +13,7 @@ import queue
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
 _FIRST_BACKOFF_S = 0.5
-_GOODBYE_S = 1.0
+_GOODBYE_S = 5.0
 _NEVER_RETAINED = 2
 """Retain handling: send no retained messages at the subscription."""
 _RESERVED = ("$", "edgeops/")
@@ -165,6 +166,10 @@ class MqttRequests:
         self._lost = threading.Event()
         self._closing = threading.Event()
         self._unsubscribed = threading.Event()
+        self._is_complete = threading.Event()
+        self._own_topic = f"{broker.prefix}/goodbye/{uuid.uuid4().hex}"
+        self._changed = threading.Condition()
+        self._unacknowledged = 0
         self._workers = [
             threading.Thread(target=self._work, name=f"mqtt request {number}", daemon=True) for number in range(workers)
         ]
@@ -225,6 +230,7 @@ class MqttRequests:
             client.username_pw_set(self.broker.username, self.broker.password)
         client.on_connect = self._connection_made
         client.on_subscribe = self._subscribed
+        client.on_publish = self._acknowledged
         client.on_unsubscribe = lambda *_: self._unsubscribed.set()
         client.on_disconnect = self._connection_lost
         client.on_message = self._received
@@ -233,17 +239,34 @@ class MqttRequests:
     def _end(self, client: paho.Client) -> None:
         """Leave; when that is for good, after what waits was answered."""
         if self._closing.is_set():
-            with contextlib.suppress(OSError, ValueError):
-                if self._ready.is_set() and client.unsubscribe(self._filters)[0] == paho.MQTT_ERR_SUCCESS:
-                    self._unsubscribed.wait(_GOODBYE_S)
+            if self._ready.is_set():
+                self._take_the_rest(client)
             for _ in self._workers:
                 self._waiting.put(None)
             for worker in self._workers:
                 worker.join(timeout=_CONNECT_S)
+            with self._changed:
+                self._changed.wait_for(lambda: self._unacknowledged <= 0 or not self._ready.is_set(), _GOODBYE_S)
         self._ready.clear()
         with contextlib.suppress(OSError, ValueError):
             client.disconnect()
         client.loop_stop()
+        with self._changed:
+            self._unacknowledged = 0
+
+    def _take_the_rest(self, client: paho.Client) -> None:
+        """Receive what the broker had for us when it let go of the subscriptions.
+
+        It may send that after it has said so, as far as it sends only so many messages at a time. But it keeps the order, so a
+        message to ourselves comes when everything else has come.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            client.unsubscribe(self._filters)
+            if self._unsubscribed.wait(_GOODBYE_S):
+                client.publish(self._own_topic, qos=1)
+                with self._changed:
+                    self._unacknowledged += 1
+                self._is_complete.wait(_GOODBYE_S)
 
     def _connection_made(
         self, client: paho.Client, _userdata: object, _flags: object, code: ReasonCode, _properties: object
@@ -253,12 +276,13 @@ class MqttRequests:
             self._lost.set()
             return
         options = SubscribeOptions(qos=1, retainHandling=_NEVER_RETAINED)
-        client.subscribe([(topic, options) for topic in self._filters])
+        client.subscribe([(topic, options) for topic in (*self._filters, self._own_topic)])
 
     def _subscribed(
         self, _client: paho.Client, _userdata: object, _mid: int, codes: list[ReasonCode], _properties: object
     ) -> None:
-        if any(code.is_failure for code in codes):
+        # Without our own topic, which a broker may not allow, only the goodbye is worse.
+        if any(code.is_failure for code in codes[: len(self._filters)]):
             logger.warning("%s:%s refused a subscription: %s", self.broker.host, self.broker.port, codes[0])
             self._lost.set()
             return
@@ -268,8 +292,19 @@ class MqttRequests:
     def _connection_lost(self, *_details: object) -> None:
         self._ready.clear()
         self._lost.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _acknowledged(self, *_details: object) -> None:
+        """The broker has an answer, or it is on its way where none is to be acknowledged."""
+        with self._changed:
+            self._unacknowledged -= 1
+            self._changed.notify_all()
 
     def _received(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        if message.topic == self._own_topic:
+            self._is_complete.set()
+            return
         if message.retain:
             return  # A retained request would be asked again after every reconnection.
         properties = message.properties
@@ -322,7 +357,11 @@ class MqttRequests:
         except (ValueError, OSError) as error:
             logger.debug("answer to %s: %s", waiting.topic, error)
             return False
-        return bool(info.rc == paho.MQTT_ERR_SUCCESS)
+        if info.rc != paho.MQTT_ERR_SUCCESS:
+            return False
+        with self._changed:
+            self._unacknowledged += 1
+        return True
 
     def _count(self, what: str) -> None:
         with self._lock:

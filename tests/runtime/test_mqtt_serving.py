@@ -138,6 +138,7 @@ def test_a_worker_answers_over_mqtt_while_it_serves(make_bundle, start_worker, b
             pytest.fail(f"{wanted} never answered")
 
 
+@pytest.mark.slow  # A worker waits for its broker for a few seconds only.
 def test_a_swap_of_workers_loses_no_request_and_answers_none_twice(make_bundle, start_worker, broker, monkeypatch):
     monkeypatch.setenv(MQTT_VARIABLE, f"mqtt://127.0.0.1:{broker}/plant")
     one, two = start_worker(make_bundle("1.0.0")), start_worker(make_bundle("1.1.0"))

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 _AGENT_GONE = 70
 _HELLO_S = 5.0
-_GOODBYE_S = 2.0
+_GOODBYE_S = 5.0
 
 
 class Worker:
