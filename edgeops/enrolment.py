@@ -35,6 +35,8 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
         release_keys: Public keys, one of which must have signed a bundle.
         broker_host: MQTT broker; likewise ``broker_port``.
         username: For the broker; likewise ``password``. ``None`` where the broker asks for none.
+        sealing_key: Captured rows are sealed to it (:mod:`edgeops.sealing`); empty: this device has to enrol anew before any may
+            leave it.
         url: Base of the server's HTTP API; a target's blob URL that begins with ``/`` is relative to it.
     """
 
@@ -48,4 +50,5 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     broker_port: int
     username: str | None = None
     password: str | None = None
+    sealing_key: str = ""
     url: str

@@ -353,10 +353,20 @@ class SampledTensor(_Message, frozen=True, kw_only=True):
     data: bytes
 
 
+class SampleContent(_Message, frozen=True, kw_only=True):
+    """What of a captured row only the fleet may read; fields as in :class:`Sample`."""
+
+    inputs: dict[str, SampledTensor]
+    predicted: int | None = None
+    confidence: float | None = None
+
+
 class Sample(Record, frozen=True, kw_only=True, tag="sample"):
     """One row that was captured for labelling.
 
     Attributes:
+        sealed: A :class:`SampleContent` in MessagePack, sealed to the fleet (:mod:`edgeops.sealing`) as :func:`about_sample`
+            says; the device cannot read it again. The fields that are in it are empty then.
         id: Unique over the fleet.
         request: The id that the caller gave the request; empty when none.
         probability: With which this row was drawn, for unbiased estimates.
@@ -370,9 +380,15 @@ class Sample(Record, frozen=True, kw_only=True, tag="sample"):
     command: str = ""
     request: str = ""
     probability: float = 1.0
-    inputs: dict[str, SampledTensor]
+    sealed: bytes = b""
+    inputs: dict[str, SampledTensor] = {}
     predicted: int | None = None
     confidence: float | None = None
+
+
+def about_sample(command: str) -> str:
+    """What a sealed sample is sealed as: a row that this command asked for."""
+    return f"edgeops sample for {command}"
 
 
 StoredRecord = Transition | Gap | Notice | Anchor | Telemetry | Sample

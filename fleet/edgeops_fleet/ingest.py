@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 import sqlalchemy as sa
 
-from edgeops.errors import LinkError, MessageError
+from edgeops.errors import LinkError, MessageError, UntrustedError
 from edgeops.link import Link, Received
 from edgeops.messages import (
     Ack,
@@ -25,13 +25,16 @@ from edgeops.messages import (
     Notice,
     Record,
     Sample,
+    SampleContent,
     StoredRecord,
     Telemetry,
     Transition,
+    about_sample,
     decode_json,
     decode_record,
     encode_json,
 )
+from edgeops.sealing import SealingKey
 from edgeops.selection import Attribute
 from edgeops.topics import Topics, Upstream
 from edgeops_fleet.dating import apply_anchor, date, dated, dating_columns, known_clock
@@ -101,6 +104,7 @@ class Ingest:
         link: To the broker; not opened here.
         topics: Of the fleet.
         observe: Called once for every stored telemetry window that has a profile, after the commit, in the order of the rows.
+        sealing_key: Opens captured rows.
         settled: Called when all windows up to a row's id are stored and were shown to ``observe``.
     """
 
@@ -111,12 +115,14 @@ class Ingest:
         topics: Topics,
         *,
         observe: Callable[[WindowObservation], object],
+        sealing_key: SealingKey,
         settled: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._store = store
         self._link = link
         self._topics = topics
         self._observe = observe
+        self._sealing_key = sealing_key
         self._settled = settled
         self.counters = Counters()
         self._queue: queue.Queue[Received | None] = queue.Queue(_QUEUE_LENGTH)
@@ -352,6 +358,10 @@ class Ingest:
         now: float,
     ) -> None:
         match record:
+            case Sample() if record.sealed:
+                opened = self._open(connection, device, record)
+                if opened is not None:
+                    self._insert_dated(connection, device, opened, batch, attributes=attributes, now=now)
             case Telemetry() | Sample():
                 self._insert_dated(connection, device, record, batch, attributes=attributes, now=now)
             case Anchor():
@@ -372,6 +382,19 @@ class Ingest:
                 kind = f"device.{record.kind}"
                 self._store.note(connection, kind, f"{device}: {record.text}", actor=device, device=device)
         _mark_seen(connection, device, now=now)
+
+    def _open(self, connection: sa.Connection, device: str, record: Sample) -> Sample | None:
+        """The sample with its content; ``None``, noted, where it was sealed to another fleet, or damaged."""
+        try:
+            content = self._sealing_key.open(record.sealed, about=about_sample(record.command))
+            opened = msgspec.msgpack.decode(content, type=SampleContent)
+        except (UntrustedError, msgspec.DecodeError) as error:
+            text = f"{device}: sample {record.id} cannot be opened: {error}"
+            self._store.note(connection, "device.bad_record", text, actor=device, device=device)
+            return None
+        return msgspec.structs.replace(
+            record, sealed=b"", inputs=opened.inputs, predicted=opened.predicted, confidence=opened.confidence
+        )
 
     @staticmethod
     def _insert_dated(

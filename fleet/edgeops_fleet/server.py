@@ -21,6 +21,7 @@ from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops.files import write_durably
 from edgeops.link import Link
 from edgeops.mqtt import MqttLink
+from edgeops.sealing import SealingKey
 from edgeops.signing import PublicKey, SigningKey
 from edgeops.topics import Topics
 from edgeops_fleet.address import SERVER_FILE, TOKEN_FILE, ServerAddress, claim, read_token
@@ -45,6 +46,8 @@ from edgeops_fleet.watch import Watch
 logger = logging.getLogger(__name__)
 
 DIRECTOR_KEY_FILE = "director.key"
+SEALING_KEY_FILE = "sealing.key"
+"""Opens captured rows; whoever loses it cannot read those that are on the way."""
 RELEASE_KEY_FILE = "release.key"
 _WINDOW = 2000
 """Messages to the broker that may be under way at once."""
@@ -91,6 +94,7 @@ class FleetServer:
         settings = self.settings
         (self._data / SERVER_FILE).unlink(missing_ok=True)
         self.director_key = SigningKey.load_or_generate(self._data / DIRECTOR_KEY_FILE)
+        self.sealing_key = SealingKey.load_or_generate(self._data / SEALING_KEY_FILE)
         self.release_keys = self._load_release_keys()
         self.operator_token = self._load_operator_token()
         self.store = Store(self._data / "fleet.db", clock=clock)
@@ -149,6 +153,7 @@ class FleetServer:
             self.link,
             topics,
             observe=self.watch.observe,
+            sealing_key=self.sealing_key,
             settled=partial(self.watch.settled, self.store),
         )
         count = self.watch.rebuild(self.store)
@@ -255,6 +260,7 @@ class FleetServer:
             broker_port=self.broker_port,
             username=username,
             password=password,
+            sealing_key=self.sealing_key.public,
             url=url,
         )
 

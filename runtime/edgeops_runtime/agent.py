@@ -20,9 +20,10 @@ from edgeops.topics import Topics
 from edgeops_runtime import admission, host
 from edgeops_runtime.admission import Decision, Situation, Verdict
 from edgeops_runtime.blobs import BlobStore
+from edgeops_runtime.capture_quota import CaptureQuota
 from edgeops_runtime.clock import Clock, ClockWatch, SystemClock, TrustedClock
 from edgeops_runtime.config import Config
-from edgeops_runtime.control import Collect, Sampled
+from edgeops_runtime.control import CaptureEnded, Collect, Sampled
 from edgeops_runtime.crew import Crew
 from edgeops_runtime.deployer import Deployer
 from edgeops_runtime.deployment import Deployment
@@ -35,7 +36,7 @@ from edgeops_runtime.identity import Identity
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal, stamp
 from edgeops_runtime.ladder import Ladder, signals
-from edgeops_runtime.lifetimes import count_boot, lock_directory, read_machine_boot
+from edgeops_runtime.lifetimes import count_boot, lock_directory, read_machine_boot, volatile_directory
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.mailbox import Mailbox, Receivers
 from edgeops_runtime.outbox import Outbox
@@ -49,7 +50,7 @@ from edgeops_runtime.uplink import Uplink
 from edgeops_runtime.variants import VariantChooser
 from edgeops_runtime.watchdog import Situation as Serving
 from edgeops_runtime.watchdog import Watchdog, ask
-from edgeops_runtime.worker_process import WORKER_COMMAND
+from edgeops_runtime.worker_process import WORKER_COMMAND, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class Agent:
                 windows=self._windows,
                 journal=self._journal,
                 blob_url=identity.blob_url,
-                scratch=directory,
+                scratch=volatile_directory(directory),
                 on_change=self._deployment_changed,
             )
             self._relief = Relief(
@@ -213,6 +214,10 @@ class Agent:
                 notice=self._notice,
             )
             self._retries = Retries(self._clock.uptime, self._rng)
+            self._capture_quota = CaptureQuota(
+                directory / "capture", bytes_per_day=config.capture_bytes_per_day, now=self._clock.uptime()
+            )
+            self._over_quota: set[str] = set()
             self._reported: set[tuple[str | None, str]] = set()
             self._look_at: Timer | None = None
             self._is_stopping = self._is_leaving = False
@@ -270,7 +275,19 @@ class Agent:
         if process is None:
             self._notice("command-refused", f"{command.id}: nothing serves")
             return
-        process.send(Collect(command=command.id, count=command.count, share=command.share))
+        seal_to = self.identity.enrolment.sealing_key
+        if not seal_to:
+            self._notice("command-refused", f"{command.id}: the enrolment has no sealing key; enrol this device anew")
+            return
+        process.send(
+            Collect(
+                command=command.id,
+                count=command.count,
+                share=command.share,
+                seal_to=seal_to,
+                redact=self.config.redact,
+            )
+        )
 
     # ---- decisions ------------------------------------------------------------------------------------------------
 
@@ -483,10 +500,17 @@ class Agent:
         self._journal.notice(kind, text)
         self._uplink.pump_soon()
 
-    def _sampled(self, slot: Slot, sampled: Sampled) -> None:
-        if self.config.capture:
-            self._journal.sample(self._store.slots.model, slot, sampled)
+    def _sampled(self, process: WorkerProcess, slot: Slot, line: Sampled | CaptureEnded) -> None:
+        if isinstance(line, CaptureEnded):
+            self._notice("capture-ended", f"{line.command}: {line.reason}")
+        elif self.config.capture and self._capture_quota.take(len(line.sealed), now=self._clock.uptime()):
+            self._journal.sample(self._store.slots.model, slot, line)
             self._uplink.pump_soon()
+        elif line.command not in self._over_quota:
+            self._over_quota.add(line.command)
+            process.send(Collect(command=line.command, count=0, share=0.0, seal_to=""))
+            limit = f"{self.config.capture_bytes_per_day:,} bytes of rows may leave in a day"
+            self._notice("capture-ended", f"{line.command}: {limit}")
 
     def _window_ends(self) -> None:
         self._loop.call_later(self.config.telemetry_window_s, self._window_ends)
@@ -571,6 +595,7 @@ class Agent:
 
     def _close(self) -> None:
         self._outbox.close()
+        self._capture_quota.save()
         self._clock.save()
         self._uplink.close()
         self._held.close()

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from edgeops_runtime.ladder import HOT_C
 SOCKET_FILE = "serve.sock"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MIN_OUTBOX_BYTES = 64 << 10
+_HOOK = re.compile(r"[\w.]+:\w+")
 _MIN_HOT_C, _MAX_HOT_C = 40, 120
 
 
@@ -32,6 +34,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         mqtt_requests: ``mqtt://[user:password@]host:port/prefix``, where inferences are asked for over MQTT 5; empty: nowhere.
         telemetry_window_s: Length of a telemetry window, in seconds.
         capture: Whether inputs may leave the device when a command asks for samples.
+        capture_bytes_per_day: Most that they may take in a day.
+        redact: ``module:function`` that is asked what of a captured row may leave (:mod:`edgeops_runtime.serving.redaction`).
         outbox_bytes: Most that unsent records may take on disk.
         shed_load: Whether load is shed while the board is hot or short of memory.
         hot_c: Temperature that the board must not reach, in degrees Celsius; load is shed before it.
@@ -48,6 +52,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     mqtt_requests: str = ""
     telemetry_window_s: float = 60.0
     capture: bool = False
+    capture_bytes_per_day: int = 16 << 20
+    redact: str = ""
     outbox_bytes: int = 64 << 20
     shed_load: bool = True
     hot_c: float = HOT_C
@@ -69,6 +75,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         )
         _require(self.worker_memory_mb is None or self.worker_memory_mb > 0, "worker_memory_mb", "more than 0", 0)
         _require(_MIN_HOT_C <= self.hot_c <= _MAX_HOT_C, "hot_c", f"{_MIN_HOT_C} to {_MAX_HOT_C} °C", self.hot_c)
+        _require(self.capture_bytes_per_day > 0, "capture_bytes_per_day", "more than 0", self.capture_bytes_per_day)
+        _require(not self.redact or _HOOK.fullmatch(self.redact) is not None, "redact", "module:function", self.redact)
         _require(self.log_level in LOG_LEVELS, "log_level", " | ".join(LOG_LEVELS), self.log_level)
         if self.mqtt_requests:
             parse_broker_url(self.mqtt_requests)

@@ -14,7 +14,6 @@ import msgspec
 
 from edgeops.errors import MessageError
 from edgeops.latency import Buckets
-from edgeops.messages import SampledTensor
 from edgeops.signals import Profile
 
 MQTT_VARIABLE = "EDGEOPS_MQTT"
@@ -66,11 +65,18 @@ class Window(_Line, frozen=True, kw_only=True, tag="window"):
 
 
 class Collect(_Line, frozen=True, kw_only=True, tag="collect"):
-    """Agent: send the inputs of the next ``count`` rows, each drawn with probability ``share``."""
+    """Agent: send the inputs of the next ``count`` rows, each drawn with probability ``share``; a count of 0 ends an order.
+
+    Attributes:
+        seal_to: Public key to which rows are sealed.
+        redact: ``module:function`` that is asked what of a row may leave; empty: all of it.
+    """
 
     command: str
     count: int
     share: float
+    seal_to: str
+    redact: str = ""
 
 
 class Ease(_Line, frozen=True, kw_only=True, tag="ease"):
@@ -172,14 +178,19 @@ class WindowClosed(_Line, frozen=True, kw_only=True, tag="window_closed"):
 
 
 class Sampled(_Line, frozen=True, kw_only=True, tag="sampled"):
-    """Worker: one captured row."""
+    """Worker: one captured row; ``sealed`` is an :class:`edgeops.messages.SampleContent`, for the fleet's eyes only."""
 
     command: str
     request: str
     probability: float
-    inputs: dict[str, SampledTensor]
-    predicted: int | None
-    confidence: float | None
+    sealed: bytes
+
+
+class CaptureEnded(_Line, frozen=True, kw_only=True, tag="capture_ended"):
+    """Worker: no more rows are captured for a command, though not all came that were asked for."""
+
+    command: str
+    reason: str
 
 
 class Drained(_Line, frozen=True, kw_only=True, tag="drained"):
@@ -190,7 +201,17 @@ class Drained(_Line, frozen=True, kw_only=True, tag="drained"):
 
 FromAgent = Golden | Recent | Shadow | Serve | Pause | Window | Collect | Ease | Drain
 FromWorker = (
-    Ready | Failed | GoldenResult | RecentResult | ShadowResult | Serving | Paused | WindowClosed | Sampled | Drained
+    Ready
+    | Failed
+    | GoldenResult
+    | RecentResult
+    | ShadowResult
+    | Serving
+    | Paused
+    | WindowClosed
+    | Sampled
+    | CaptureEnded
+    | Drained
 )
 
 _AGENT: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)

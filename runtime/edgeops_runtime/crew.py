@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from edgeops_runtime.control import Drain, Drained, Ease, FromWorker, Sampled, WindowClosed
+from edgeops_runtime.control import CaptureEnded, Drain, Drained, Ease, FromWorker, Sampled, WindowClosed
 from edgeops_runtime.control import Window as AskWindow
 from edgeops_runtime.loop import Loop
 from edgeops_runtime.slots import Slot
@@ -52,7 +52,7 @@ class Crew:
         listen_fd: The serving socket that every worker inherits.
         bundle_path: Where the bundle of a digest lies.
         windows: Counters go here.
-        on_sample: Told of captured rows.
+        on_sample: Told of captured rows, and when no more come.
         threads: Of one inference.
         mqtt_url: Broker and prefix of MQTT 5 requests; empty: none.
         memory_bytes: Limit of each worker; ``None``: none.
@@ -67,7 +67,7 @@ class Crew:
         listen_fd: int,
         bundle_path: Callable[[str], Path],
         windows: Windows,
-        on_sample: Callable[[Slot, Sampled], None],
+        on_sample: Callable[[WorkerProcess, Slot, Sampled | CaptureEnded], None],
         threads: int = 1,
         mqtt_url: str = "",
         memory_bytes: int | None = None,
@@ -208,8 +208,8 @@ class Crew:
                 self._check_windows()
             case Drained():
                 self._windows.add(member.slot, line.window)
-            case Sampled():
-                self._on_sample(member.slot, line)
+            case Sampled() | CaptureEnded():
+                self._on_sample(process, member.slot, line)
             case _:
                 pass
         if member.owner is not None:

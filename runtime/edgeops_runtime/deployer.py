@@ -71,6 +71,7 @@ class Deployer:
         self._windows, self._journal = windows, journal
         self._blob_url = blob_url
         self._recent_path = scratch / "recent.npz"
+        self._recent_path.unlink(missing_ok=True)  # Of an agent that was killed.
         self._on_change = on_change
         self._deployment: Deployment | None = None
         self._process: WorkerProcess | None = None

@@ -134,9 +134,7 @@ class Journal:
                 command=sampled.command,
                 request=sampled.request,
                 probability=sampled.probability,
-                inputs=sampled.inputs,
-                predicted=sampled.predicted,
-                confidence=sampled.confidence,
+                sealed=sampled.sealed,
             )
 
         self._append_bounded(Stream.SAMPLE, make)

@@ -2,12 +2,14 @@
 
 import fcntl
 import logging
+import os
+import stat
 import threading
 from pathlib import Path
 from typing import BinaryIO
 
 from edgeops.errors import ConfigError, ConflictError
-from edgeops.files import make_directories, write_durably
+from edgeops.files import digest_bytes, make_directories, write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -90,3 +92,24 @@ def read_machine_boot(path: Path = _KERNEL_BOOT_ID) -> str:
     except (OSError, UnicodeDecodeError):
         return ""
     return digits[:_BOOT_DIGITS] if digits.isalnum() else ""
+
+
+def volatile_directory(directory: Path, *, memory: Path = Path("/dev/shm")) -> Path:  # noqa: S108 - made and checked below
+    """A directory in memory that belongs to a data directory, for what must not reach the card.
+
+    The service's runtime directory where it has one, else one of our own in ``memory``; the data directory where neither is to
+    be had.
+    """
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if runtime:
+        return Path(runtime)
+    place = memory / f"edgeops-{digest_bytes(str(directory).encode()).removeprefix('sha256:')[:16]}"
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        status = place.lstat()
+    except OSError as error:
+        logger.warning("%s: %s; live inputs are handed over in %s", place, error, directory)
+        return directory
+    # Anybody may have made something of that name there.
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return place if is_ours else directory

@@ -5,6 +5,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+import msgspec
+
 from edgeops.enrolment import Enrolment
 from edgeops.errors import LinkError
 from edgeops.latency import latency_bucket
@@ -21,13 +23,16 @@ from edgeops.messages import (
     ModelState,
     ReasonClass,
     Sample,
+    SampleContent,
     SampledTensor,
     Telemetry,
     Transition,
+    about_sample,
     decode_json,
     encode_json,
     encode_record,
 )
+from edgeops.sealing import seal
 from edgeops.selection import in_wave, matches
 from edgeops.signing import DESIRED, PublicKey, unseal
 from edgeops.topics import Topics, Upstream
@@ -124,6 +129,8 @@ class DeviceSimulator:
         """Send a sample of one float32 row."""
         model, (version, digest) = next(iter(self.current.items()))
         tensor = SampledTensor(dtype="FP32", shape=(len(data) // 4,), data=data)
+        content = SampleContent(inputs={"image": tensor}, predicted=predicted, confidence=0.5)
+        sealed = seal(msgspec.msgpack.encode(content), to=self.enrolment.sealing_key, about=about_sample(command))
         record = Sample(
             **self.stamp("sample"),
             id=f"{self.name}-{number}",
@@ -131,9 +138,7 @@ class DeviceSimulator:
             version=version,
             digest=digest,
             command=command,
-            inputs={"image": tensor},
-            predicted=predicted,
-            confidence=0.5,
+            sealed=sealed,
         )
         self.send(Upstream.SAMPLE, record)
         return record

@@ -146,6 +146,19 @@ def test_messages_that_make_no_sense_are_counted_and_nothing_breaks(rig, device,
     assert rig.server.ingest.counters.bad == before + len(Upstream)
 
 
+def test_a_sample_that_cannot_be_opened_is_noted_and_left_out(rig, device):
+    good = device.sample(1, command="c", data=bytes(8), predicted=3)
+    wait_for(lambda: device.acked.get("sample") == 1, "stored")
+    for number, change in enumerate(({"command": "another"}, {"sealed": good.sealed[:-1]}, {"sealed": b"x"}), 2):
+        spoilt = msgspec.structs.replace(good, sequence=number, id=f"s{number}", **change)
+        device.link.publish(TOPICS.upstream("camera-1", Upstream.SAMPLE), encode_record(spoilt))
+    wait_for(lambda: device.acked.get("sample") == 4, "the others are acknowledged too")
+    (stored,) = rig.api.get("/api/v1/samples")["samples"]
+    assert (stored["id"], stored["predicted"], stored["confidence"]) == (good.id, 3, 0.5)
+    texts = [entry["text"] for entry in rig.api.get("/api/v1/log")["log"]]
+    assert sum("cannot be opened" in text for text in texts) == 3
+
+
 def test_a_device_cannot_speak_for_another(rig, device):
     death = encode_json(Death(device="camera-1", boot=99, session=99))
     device.link.publish(TOPICS.upstream("camera-2", Upstream.DEATH), death)

@@ -32,6 +32,7 @@ from edgeops.messages import (
     decode_record,
     encode_json,
 )
+from edgeops.sealing import SealingKey
 from edgeops.signing import DESIRED, SigningKey, seal
 from edgeops.tensors import TensorSpec
 from edgeops.testing import MemoryBroker
@@ -155,6 +156,7 @@ class Station:
     def __init__(self, directory: Path, release_key: SigningKey, *, command=SCRIPTED, **settings: object) -> None:
         self.directory, self.release_key, self.command = directory, release_key, command
         self.director_key, self.device_key = SigningKey.generate(), SigningKey.generate()
+        self.sealing_key = SealingKey.load_or_generate(directory / "sealing.key")
         self.blobs = BlobServer()
         self.broker = MemoryBroker()
         self.topics = Topics(FLEET)
@@ -194,6 +196,7 @@ class Station:
             release_keys=(self.release_key.public.text,),
             broker_host="127.0.0.1",
             broker_port=1,
+            sealing_key=self.sealing_key.public,
             url=self.blobs.url,
         )
 

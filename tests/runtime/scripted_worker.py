@@ -17,6 +17,8 @@ from pathlib import Path
 
 from edgeops.bundle import open_bundle
 from edgeops.latency import latency_bucket
+from edgeops.messages import about_sample
+from edgeops.sealing import seal
 from edgeops_runtime import control
 
 
@@ -123,6 +125,12 @@ class Worker:
                 self.lines.send(control.Paused())
             case control.Window():
                 self.lines.send(self.window())
+            case control.Collect():
+                for number in range(line.count):
+                    sealed = seal(b"x" * 1000, to=line.seal_to, about=about_sample(line.command))
+                    self.lines.send(
+                        control.Sampled(command=line.command, request=str(number), probability=1.0, sealed=sealed)
+                    )
             case control.Drain():
                 threading.Thread(target=self.drain, args=(line.timeout_s,), daemon=True).start()
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from edgeops.errors import ConfigError, ConflictError
-from edgeops.messages import Command, CommandKind, DeploymentState, Gap, ReasonClass, Trial
+from edgeops.messages import Command, CommandKind, DeploymentState, Gap, ReasonClass, Sample, Trial, about_sample
 from edgeops.signing import SigningKey
 from edgeops_runtime.deployment import offer
 from edgeops_runtime.endpoint import Endpoint
@@ -360,6 +360,29 @@ def test_samples_do_not_leave_a_device_that_does_not_allow_it(station, bundle):
     station.install(bundle("1.0.0"))
     station.command_device(Command(id="c", kind=CommandKind.COLLECT, expires=time.time() + 60, count=1))
     assert "capture" in eventually(lambda: station.notices("command-refused"))[0]
+
+
+def test_samples_leave_sealed_and_no_more_than_a_days_quota(station, bundle):
+    station.settings |= {"capture": True, "capture_bytes_per_day": 10_000}
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.command_device(Command(id="c", kind=CommandKind.COLLECT, expires=time.time() + 60, count=30))
+    assert "10,000 bytes of rows may leave in a day" in eventually(lambda: station.notices("capture-ended"))[0]
+    samples = eventually(lambda: [record for record in station.records.values() if isinstance(record, Sample)])
+    assert 5 <= len(eventually(lambda: samples)) <= 10
+    assert all(not sample.inputs for sample in samples)
+    assert station.sealing_key.open(samples[0].sealed, about=about_sample("c")) == b"x" * 1000
+    for path in (station.data / "outbox").rglob("*"):
+        assert b"x" * 100 not in path.read_bytes()
+
+
+def test_a_device_that_cannot_seal_sends_no_samples(station, bundle):
+    station.settings["capture"] = True
+    station.sealing_key.public = ""
+    station.start()
+    station.install(bundle("1.0.0"))
+    station.command_device(Command(id="c", kind=CommandKind.COLLECT, expires=time.time() + 60, count=1))
+    assert "sealing key" in eventually(lambda: station.notices("command-refused"))[0]
 
 
 def test_worker_that_is_killed_serves_again(station, bundle):

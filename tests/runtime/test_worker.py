@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 
 from edgeops.bundle import write_bundle
+from edgeops.messages import SampleContent, about_sample
+from edgeops.sealing import SealingKey
 from edgeops_runtime.control import (
+    CaptureEnded,
     Collect,
     Drain,
     Drained,
@@ -241,10 +245,20 @@ def test_shadow_without_recent_requests_has_nothing_to_compare(make_bundle, star
     assert isinstance(worker.ask(Recent(count=1, path=str(tmp_path / "nowhere" / "recent.npz"))), Failed)
 
 
-def test_samples_are_sent_until_the_order_is_filled(make_bundle, start_worker, client):
+@pytest.fixture(scope="module")
+def sealing_key(tmp_path_factory):
+    return SealingKey.load_or_generate(tmp_path_factory.mktemp("keys") / "sealing.key")
+
+
+def opened(sample, key):
+    assert isinstance(sample, Sampled), sample
+    return msgspec.msgpack.decode(key.open(sample.sealed, about=about_sample(sample.command)), type=SampleContent)
+
+
+def test_samples_are_sent_sealed_until_the_order_is_filled(make_bundle, start_worker, client, sealing_key):
     worker = start_worker(make_bundle("1.0.0"))
     worker.ask(Serve())
-    worker.control.send(Collect(command="label these", count=3, share=1.0))
+    worker.control.send(Collect(command="label these", count=3, share=1.0, seal_to=sealing_key.public))
     assert isinstance(worker.ask(Window()), WindowClosed)  # the order before this one has arrived
     sent = images(5)
     answers = [client.infer(row[None], f"request {index}")[1] for index, row in enumerate(sent)]
@@ -252,21 +266,23 @@ def test_samples_are_sent_until_the_order_is_filled(make_bundle, start_worker, c
     assert all(isinstance(sample, Sampled) for sample in samples)
     assert [sample.request for sample in samples] == ["request 0", "request 1", "request 2"]
     for sample, image, answer in zip(samples, sent, answers, strict=False):
-        tensor = sample.inputs["image"]
+        assert image.tobytes()[:64] not in sample.sealed
+        content = opened(sample, sealing_key)
+        tensor = content.inputs["image"]
         assert (sample.command, sample.probability) == ("label these", 1.0)
         assert (tensor.dtype, tensor.shape) == ("FP32", (1, 1, 28, 28))
         np.testing.assert_array_equal(np.frombuffer(tensor.data, "<f4").reshape(tensor.shape)[0], image)
         logits = np.array(answer["outputs"][0]["data"])
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        assert sample.predicted == logits.argmax()
-        assert sample.confidence == pytest.approx(probabilities.max(), abs=1e-5)
+        assert content.predicted == logits.argmax()
+        assert content.confidence == pytest.approx(probabilities.max(), abs=1e-5)
     assert isinstance(worker.ask(Window()), WindowClosed)  # and no fourth sample
 
 
-def test_samples_are_drawn_with_the_share_that_was_ordered(make_bundle, start_worker, client):
+def test_samples_are_drawn_with_the_share_that_was_ordered(make_bundle, start_worker, client, sealing_key):
     worker = start_worker(make_bundle("1.0.0"))
     worker.ask(Serve())
-    worker.control.send(Collect(command="c", count=10_000, share=0.25))
+    worker.control.send(Collect(command="c", count=10_000, share=0.25, seal_to=sealing_key.public))
     worker.ask(Window())
     for turn in range(40):
         client.infer(images(10, seed=turn))
@@ -276,6 +292,70 @@ def test_samples_are_drawn_with_the_share_that_was_ordered(make_bundle, start_wo
     assert kinds[-1] is Drained
     # 400 draws at 0.25: outside of these bounds once in a hundred million runs.
     assert 50 < kinds.count(Sampled) < 155
+
+
+HOOKS = """
+def blank_the_first_line_of_dark_images(inputs):
+    if inputs["image"].mean() > 0.5:
+        return None
+    inputs["image"][..., 0, :] = 0
+    return inputs
+
+def fail(inputs):
+    1 / 0
+
+def rename(inputs):
+    return {"face": inputs["image"]}
+
+def widen(inputs):
+    return {"image": inputs["image"].astype("float64")}
+"""
+
+
+@pytest.fixture
+def owners_hooks(tmp_path, monkeypatch):
+    """A module that the owner of the device has installed."""
+    (tmp_path / "hooks_of_the_owner.py").write_text(HOOKS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+@pytest.mark.usefixtures("owners_hooks")
+def test_nothing_leaves_when_the_redaction_hook_fails(make_bundle, start_worker, client, sealing_key):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    for hook, reason in (
+        ("hooks_of_the_owner:fail", "the redaction hook failed: ZeroDivisionError"),
+        ("hooks_of_the_owner:rename", r"expected None or the inputs \['image'\], got \['face'\]"),
+        ("hooks_of_the_owner:widen", r"expected float32 \[1, 1, 28, 28\], got float64"),
+        ("hooks_of_the_owner:nowhere", "expected module:function, installed here"),
+        ("nothing_of_that_name:f", "expected module:function, installed here"),
+    ):
+        worker.control.send(Collect(command=hook, count=3, share=1.0, seal_to=sealing_key.public, redact=hook))
+        client.infer(images(3))
+        client.infer(images(3))
+        ended = worker.control.receive_from_worker()
+        assert isinstance(ended, CaptureEnded)
+        assert ended.command == hook
+        assert re.search(reason, ended.reason)
+    client.infer(images(1))
+    assert isinstance(worker.ask(Window()), WindowClosed)  # And nothing more.
+
+
+@pytest.mark.usefixtures("owners_hooks")
+def test_a_redaction_hook_says_what_of_a_row_may_leave(make_bundle, start_worker, client, sealing_key):
+    worker = start_worker(make_bundle("1.0.0"))
+    worker.ask(Serve())
+    hook = "hooks_of_the_owner:blank_the_first_line_of_dark_images"
+    worker.control.send(Collect(command="c", count=3, share=1.0, seal_to=sealing_key.public, redact=hook))
+    worker.ask(Window())
+    client.infer(np.stack([np.full((1, 28, 28), value, np.float32) for value in (0.3, 0.9, 0.2)]))
+    samples = [worker.control.receive_from_worker() for _ in range(2)]  # The bright one stays here.
+    assert isinstance(worker.ask(Window()), WindowClosed)
+    for sample, value in zip(samples, (0.3, 0.2), strict=True):
+        tensor = opened(sample, sealing_key).inputs["image"]
+        image = np.frombuffer(tensor.data, "<f4").reshape(28, 28)
+        assert image[0].tolist() == [0.0] * 28
+        np.testing.assert_allclose(image[1:], value)
 
 
 def test_a_worker_whose_agent_is_gone_exits_at_once(make_bundle, start_worker, client):
@@ -453,11 +533,11 @@ def test_worker_that_can_have_no_more_threads_turns_clients_away_and_serves_the_
     client.infer(images(1))
 
 
-def test_a_worker_takes_less_of_the_board_on_the_agents_word(make_bundle, start_worker, client):
+def test_a_worker_takes_less_of_the_board_on_the_agents_word(make_bundle, start_worker, client, sealing_key):
     worker = start_worker(make_bundle("1.0.0"))
     worker.ask(Serve())
     worker.control.send(Ease(capture=False, cores=1, shed=0.5))
-    worker.control.send(Collect(command="label these", count=1, share=1.0))
+    worker.control.send(Collect(command="label these", count=1, share=1.0, seal_to=sealing_key.public))
     assert worker.ask(Window()).requests == 0  # The orders before this one have arrived.
     assert {len(os.sched_getaffinity(int(task.name))) for task in tasks_of(worker)} == {1}
     statuses = [client.infer(image[None])[0] for image in images(6)]

@@ -13,16 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.binning import softmax
+from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops.manifest import Manifest
-from edgeops.messages import SampledTensor
+from edgeops.messages import SampleContent, SampledTensor, about_sample
+from edgeops.sealing import seal
 from edgeops.tensors import PROTOCOL_NAMES, TensorSpec
-from edgeops_runtime.control import Collect, Sampled
+from edgeops_runtime.control import CaptureEnded, Collect, Sampled
 from edgeops_runtime.engines.engine import Tensors
 from edgeops_runtime.serving.pipeline import Answer, take_row
+from edgeops_runtime.serving.redaction import Hook, load_hook, redact
 
 RECENT_REQUESTS = 64
 _RECENT_BYTES = 16 << 20
@@ -65,7 +69,9 @@ class RecentRows:
         arrays: dict[str, Any] = {name: np.stack([row[name] for row in alike]) for name in (alike[0] if alike else ())}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as stream:
+            # Live inputs: nobody else's business, whatever the umask says.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
                 np.savez(stream, **arrays)
             temporary.replace(path)
         finally:
@@ -95,7 +101,7 @@ class Capture:
     def __init__(
         self,
         manifest: Manifest,
-        send: Callable[[Sampled], object],
+        send: Callable[[Sampled | CaptureEnded], object],
         *,
         is_classifier: bool,
         rng: random.Random | None = None,
@@ -113,6 +119,8 @@ class Capture:
         self._is_classifier = is_classifier
         self._random = rng or random.Random()  # noqa: S311 - a sample, not a secret
         self._orders: dict[str, tuple[Collect, int]] = {}
+        self._hooks: dict[str, Hook] = {}
+        self._ended: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._drawn: queue.Queue[_Drawn | None] = queue.Queue(maxsize=_PENDING)
         self._thread: threading.Thread | None = None
@@ -120,9 +128,16 @@ class Capture:
         """No rows are drawn; orders are kept."""
 
     def order(self, order: Collect) -> None:
-        """Collect ``count`` rows from now on, each with probability ``share``; a count of 0 ends an order."""
+        """Collect rows from now on; a count of 0 ends an order. Where its redaction hook is not there, nothing is collected."""
+        try:
+            hook = load_hook(order.redact)
+        except ConfigError as error:
+            self._send(CaptureEnded(command=order.command, reason=str(error)))
+            return
         with self._lock:
+            self._hooks[order.redact] = hook
             self._orders.pop(order.command, None)
+            self._ended -= {order.command}
             if order.count > 0 and order.share > 0:
                 self._orders[order.command] = (order, order.count)
             if self._thread is None:
@@ -162,20 +177,41 @@ class Capture:
 
     def _send_all(self) -> None:
         while (drawn := self._drawn.get()) is not None:
-            self._send(self._sample(drawn))
+            try:
+                sampled = self._sample(drawn)
+            except EdgeOpsError as error:
+                self._end(drawn.order, str(error))
+            else:
+                if sampled is not None:
+                    self._send(sampled)
 
-    def _sample(self, drawn: _Drawn) -> Sampled:
+    def _end(self, order: Collect, reason: str) -> None:
+        """No row of this order leaves any more; those that were drawn already would meet the same end."""
+        with self._lock:
+            self._orders.pop(order.command, None)
+            is_told, self._ended = order.command in self._ended, self._ended | {order.command}
+        if not is_told:
+            self._send(CaptureEnded(command=order.command, reason=reason))
+
+    def _sample(self, drawn: _Drawn) -> Sampled | None:
+        """The row as it may leave; ``None`` where the device's owner says that it may not.
+
+        Raises:
+            EdgeOpsError: It cannot be redacted or sealed.
+        """
+        order = drawn.order
+        rows = {spec.name: take_row(drawn.feeds[spec.name], spec, drawn.row) for spec in self._manifest.inputs}
+        allowed = redact(self._hooks[order.redact], rows)
+        if allowed is None:
+            return None
         predicted, confidence = self._predicted(drawn)
-        inputs = {
-            spec.name: _sampled(take_row(drawn.feeds[spec.name], spec, drawn.row)) for spec in self._manifest.inputs
-        }
+        inputs = {name: _sampled(array) for name, array in allowed.items()}
+        content = SampleContent(inputs=inputs, predicted=predicted, confidence=confidence)
         return Sampled(
-            command=drawn.order.command,
+            command=order.command,
             request=drawn.request,
-            probability=min(drawn.order.share, 1.0),
-            inputs=inputs,
-            predicted=predicted,
-            confidence=confidence,
+            probability=min(order.share, 1.0),
+            sealed=seal(msgspec.msgpack.encode(content), to=order.seal_to, about=about_sample(order.command)),
         )
 
     def _predicted(self, drawn: _Drawn) -> tuple[int | None, float | None]:
