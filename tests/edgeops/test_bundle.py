@@ -123,6 +123,43 @@ def test_tar_cannot_write_outside_its_directory(bundle: Bundle, tmp_path: Path, 
     assert not list(tmp_path.rglob("escape"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (tarfile.SYMTYPE, "model.onnx"),
+        (tarfile.LNKTYPE, "model.onnx"),
+        (tarfile.FIFOTYPE, "model.onnx"),
+        (tarfile.CHRTYPE, "golden.npz"),
+        (tarfile.DIRTYPE, "golden.npz"),
+        (tarfile.SYMTYPE, MANIFEST_FILE),
+        (tarfile.LNKTYPE, MANIFEST_FILE),
+    ],
+)
+def test_tar_member_that_is_no_plain_file_is_refused_and_leaves_nothing(
+    bundle: Bundle, tmp_path: Path, kind: bytes, name: str
+) -> None:
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        for each in (MANIFEST_FILE, *bundle.manifest.files):
+            if each != name:
+                archive.add(bundle.file(each), each)
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, str(bundle.file(name))
+        archive.addfile(info)
+    with pytest.raises(ManifestError, match=name):
+        unpack(tmp_path / "bad.tar", tmp_path / "out" / "bundle")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_second_member_of_a_name_that_lies_about_its_content_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    pack(bundle, tmp_path / "twice.tar")
+    with tarfile.open(tmp_path / "twice.tar", "a") as archive:
+        info = tarfile.TarInfo("model.onnx")
+        info.size = bundle.manifest.files["model.onnx"].size_bytes
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(ManifestError, match=r"model\.onnx: expected sha256"):
+        unpack(tmp_path / "twice.tar", tmp_path / "out" / "bundle")
+
+
 def test_link_in_place_of_a_directory_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     bundle.file("parts").rename(tmp_path / "elsewhere")
     bundle.file("parts").symlink_to(tmp_path / "elsewhere")

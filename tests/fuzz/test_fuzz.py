@@ -14,7 +14,7 @@ sys.path.insert(
 from mutation import mutations
 from targets import TARGETS, corpus
 
-ROUNDS = {"http": 800, "request": 8000, "bundle": 800, "outbox": 300}
+ROUNDS = {"http": 600, "request": 5000, "bundle": 400, "outbox": 150}
 
 
 @pytest.mark.parametrize("target", TARGETS)

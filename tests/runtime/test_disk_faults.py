@@ -77,7 +77,7 @@ def check_all_is_told(station: Station) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     "fault",
-    [name if name in {"full", "failing fsync"} else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS],
+    [name if name == "failing fsync" else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS],
 )
 def test_disk_that_fails_is_not_noticed_by_callers_and_costs_nothing_once_it_is_well(station, disk, bundle, fault):
     station.start()

@@ -75,7 +75,7 @@ TRIAL = Trial(shadow_requests=2, min_agreement=0.9, probation_requests=3, probat
         ("load", "SIGILL", "ended by SIGILL"),
         later("load", "exit", "exited with code 0"),
         later("golden", "SIGSEGV", "ended by SIGSEGV"),
-        ("golden", "exit", "exited with code 0"),
+        later("golden", "exit", "exited with code 0"),
         ("shadow", "SIGBUS", "ended by SIGBUS"),
         later("shadow", "SIGKILL", "ended by SIGKILL"),  # As by the kernel, when memory has run out.
     ],
@@ -102,7 +102,7 @@ def test_model_that_hangs_is_given_up_and_its_worker_ended(station, new_bundle, 
     assert set(hammer.answers) == {"1.0.0"}
 
 
-@pytest.mark.parametrize(("by", "after"), [("SIGILL", 0), ("exit", 2)])
+@pytest.mark.parametrize(("by", "after"), [("SIGILL", 0), later("exit", 2)])
 def test_model_that_ends_on_a_live_request_loses_no_other(station, new_bundle, by, after):
     bad = new_bundle(ends={"at": "request", "by": by, "after": after})
     trial = msgspec.structs.replace(TRIAL, probation_requests=50, probation_s=60.0, deadline_s=120.0)
