@@ -50,6 +50,8 @@ def measure(name: str, settings: Mapping[str, int]) -> list[Figure]:
     try:
         module = importlib.import_module(f"benchmarks.runtime.{name}")
     except ModuleNotFoundError as error:
-        raise LeftOutError(f"{error.name} cannot be imported; `make setup` installs what there is to measure with") from error
+        raise LeftOutError(
+            f"{error.name} cannot be imported; `make setup` installs what there is to measure with"
+        ) from error
     found: list[Figure] = module.measure(**{each: settings[each] for each in PARTS[name].settings})
     return found
