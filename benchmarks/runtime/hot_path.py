@@ -31,6 +31,7 @@ from edgeops_runtime import Model, load
 
 _THREADS = 4
 _WINDOW_ROWS = 512
+_ERRORS = 3
 
 Call = Callable[[], object]
 
@@ -110,9 +111,7 @@ def bare_call(bundle: Bundle, variant: Variant, prepared: Feeds) -> Call:
     ((ours, theirs),) = variant.inputs.items()
     array = prepared[ours]
     if variant.format == "onnx":
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, _one_thread(), providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {theirs: array})
     interpreter = Interpreter(path, num_threads=1)
     interpreter.allocate_tensors()
@@ -238,6 +237,7 @@ def _bindings(directory: Path, rounds: int) -> list[Figure]:
 def _one_thread() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = _ERRORS
     return options
 
 
