@@ -16,6 +16,7 @@ from edgeops import __version__
 from edgeops.errors import ConfigError
 from edgeops.link import Link
 from edgeops.messages import Ack, Birth, Command, DeploymentState, ModelState, ReasonClass, Trial
+from edgeops.signing import Unseal
 from edgeops.topics import Topics
 from edgeops_runtime import admission, host
 from edgeops_runtime.admission import Decision, Situation, Verdict
@@ -39,6 +40,7 @@ from edgeops_runtime.ladder import Ladder, signals
 from edgeops_runtime.lifetimes import count_boot, lock_directory, read_machine_boot, volatile_directory
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.mailbox import Mailbox, Receivers
+from edgeops_runtime.notary import Notary
 from edgeops_runtime.outbox import Outbox
 from edgeops_runtime.relief import Readings, Relief, read_signals
 from edgeops_runtime.retries import Retries
@@ -76,6 +78,7 @@ class Agent:
         probe_command: How to try an engine before its first use; ``None``: engines are taken as they are.
         read_signals: What the ladder reads.
         notifier: To systemd; by default as the environment says.
+        unseal: Checks signatures; by default in a process of its own.
         rng: For the pauses between tries.
 
     Raises:
@@ -95,6 +98,7 @@ class Agent:
         probe_command: Sequence[str] | None = PROBE_COMMAND,
         read_signals: Callable[[], Readings] = read_signals,
         notifier: Notifier | None = None,
+        unseal: Unseal | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.config, self.identity = config, identity
@@ -159,7 +163,8 @@ class Agent:
                 outbox=self._outbox,
                 describe=self._birth,
             )
-            self._desired = DesiredState(directory, identity)
+            unseal = unseal or Notary()
+            self._desired = DesiredState(directory, identity, unseal=unseal)
             self._mailbox = Mailbox(
                 loop=self._loop,
                 clock=self._clock,
@@ -181,6 +186,7 @@ class Agent:
                 keys=identity.release_keys,
                 choose=self._variants.choose,
                 rng=self._rng,
+                unseal=unseal,
             )
             self._deployer = Deployer(
                 loop=self._loop,

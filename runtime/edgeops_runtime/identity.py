@@ -1,6 +1,7 @@
 """Who this device is: its key pair and what it was told at enrolment; ``edgeops-agent enrol`` makes both.
 
-The private key never leaves the data directory. Which messages are then believed is :mod:`edgeops_runtime.desired`'s part.
+The private key never leaves the data directory, and is read for the enrolment alone.
+Which messages are then believed is :mod:`edgeops_runtime.desired`'s part.
 """
 
 import base64
@@ -34,12 +35,10 @@ class Identity:
 
     Args:
         enrolment: What the server said.
-        key: The device's own key pair; ``None`` where only the public side is needed.
     """
 
-    def __init__(self, enrolment: Enrolment, key: SigningKey | None = None) -> None:
+    def __init__(self, enrolment: Enrolment) -> None:
         self.enrolment = enrolment
-        self.key = key
         self.director_key = PublicKey(enrolment.director_key)
         self.release_keys = tuple(PublicKey(text) for text in enrolment.release_keys)
 
@@ -67,19 +66,17 @@ def load_identity(directory: Path) -> Identity:
     """Read the identity of an enrolled device.
 
     Raises:
-        ConfigError: It is not enrolled, or a file is damaged.
+        ConfigError: It is not enrolled, or the file is damaged.
     """
     path = directory / IDENTITY_FILE
     try:
-        identity = Identity(msgspec.json.decode(path.read_bytes(), type=Enrolment))
+        return Identity(msgspec.json.decode(path.read_bytes(), type=Enrolment))
     except OSError as error:
         raise ConfigError(
             f"{path}: this device is not enrolled; run: edgeops-agent enrol ({error.strerror})"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
         raise ConfigError(f"{path}: expected the answer of an enrolment: {error}") from error
-    identity.key = SigningKey.load(directory / KEY_FILE)
-    return identity
 
 
 def is_enrolled(directory: Path) -> bool:
@@ -131,7 +128,7 @@ def enrol(
     url = server.rstrip("/") + "/api/v1/enrol"
     answer = (post or post_json)(url, msgspec.json.encode(request))
     try:
-        identity = Identity(msgspec.json.decode(answer, type=Enrolment), key)
+        identity = Identity(msgspec.json.decode(answer, type=Enrolment))
     except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
         raise ConfigError(f"{url}: expected the answer of an enrolment: {error}") from error
     write_durably(directory / IDENTITY_FILE, answer, mode=0o600)

@@ -18,7 +18,8 @@ from pathlib import Path
 import msgspec
 
 from edgeops.errors import EdgeOpsError, EngineError
-from edgeops_runtime.control import MQTT_VARIABLE, ControlSocket, FromAgent, FromWorker
+from edgeops_runtime.control import MQTT_VARIABLE, ControlSocket, FromAgent, FromWorker, Launch
+from edgeops_runtime.engines.options import SessionOptions
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     engine: str
     threads: int = 1
+    options: SessionOptions = SessionOptions()
     memory_bytes: int | None = None
     mqtt_url: str = ""
 
@@ -60,7 +62,7 @@ class WorkerProcess:
         order: What it runs.
         listen_fd: The serving socket that it inherits.
         listener: Told of every line, and once of the end.
-        command: How to start one; its arguments follow.
+        command: How to start one; its argument follows.
 
     Raises:
         EngineError: The process cannot be started.
@@ -73,18 +75,21 @@ class WorkerProcess:
         self._listener = listener
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = [
-                *command,
-                *("--bundle", str(order.bundle), "--variant", order.variant, "--engine", order.engine),
-                *("--listen-fd", str(listen_fd), "--control-fd", str(theirs.fileno())),
-                *("--threads", str(order.threads)),
-            ]
+            launch = Launch(
+                bundle=order.bundle,
+                variant=order.variant,
+                engine=order.engine,
+                listen_fd=listen_fd,
+                control_fd=theirs.fileno(),
+                threads=order.threads,
+                options=order.options,
+            )
             # Not as an argument, which every user of the machine can read: it may hold a password.
             more = {MQTT_VARIABLE: order.mqtt_url} if order.mqtt_url else {}
             try:
                 # A process group of its own: Ctrl-C in a terminal is for the agent, which drains the worker.
                 self._process = subprocess.Popen(  # noqa: S603 - our own module with our own arguments
-                    arguments,
+                    [*command, launch.argument],
                     pass_fds=(listen_fd, theirs.fileno()),
                     stdin=subprocess.DEVNULL,
                     process_group=0,

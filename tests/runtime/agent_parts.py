@@ -33,7 +33,7 @@ from edgeops.messages import (
     encode_json,
 )
 from edgeops.sealing import SealingKey
-from edgeops.signing import DESIRED, SigningKey, seal
+from edgeops.signing import DESIRED, SigningKey, seal, unseal
 from edgeops.tensors import TensorSpec
 from edgeops.testing import MemoryBroker
 from edgeops.topics import Topics, Upstream
@@ -209,13 +209,14 @@ class Station:
         self.link = self.broker.link()
         self.agent = Agent(
             self.config,
-            Identity(self.enrolment, self.device_key),
+            Identity(self.enrolment),
             self.link,
             clock,
             worker_command=self.command,
             probe_command=self.probe_command,
             read_signals=lambda: self.signals,
             notifier=self.notifier,
+            unseal=unseal,  # Without the process for each check: it is tested with the notary, and by the real agents.
             rng=random.Random(1),
         )
         self._thread = threading.Thread(target=self.agent.run, name="agent", daemon=True)

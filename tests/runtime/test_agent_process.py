@@ -164,17 +164,18 @@ def test_agent_process_loads_no_engine_and_no_numpy(station, tmp_path):
     station.write_identity()
     program = """
 import sys, threading
-from edgeops_runtime.__main__ import _link
+from edgeops_runtime.service import link_of
 from edgeops_runtime.agent import Agent
 from edgeops_runtime.config import Config
 from edgeops_runtime.identity import load_identity
 from pathlib import Path
 config = Config(data=sys.argv[1], listen="127.0.0.1:0")
 identity = load_identity(Path(sys.argv[1]))
-agent = Agent(config, identity, _link(identity))
+agent = Agent(config, identity, link_of(identity))
 threading.Timer(0.5, agent.stop).start()
 agent.run()
-heavy = {"numpy", "torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "edgeops_fleet", "edgeops_converters"}
+heavy = {"numpy", "torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "edgeops_fleet", "edgeops_converters",
+    "cryptography", "click"}
 print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 """
     done = subprocess.run(
@@ -215,10 +216,9 @@ def test_stopped_agent_does_not_wait_for_idle_clients_and_answers_the_request_th
         client.close()
 
 
-@pytest.mark.parametrize("name", ["identity.json", "device.key"])
-def test_damaged_identity_is_an_error_that_names_the_file(station, name):
+def test_damaged_identity_is_an_error_that_names_the_file(station):
     station.write_identity()
-    (station.data / name).write_bytes(b"\xff garbage")
+    (station.data / "identity.json").write_bytes(b"\xff garbage")
     config = station.directory / "agent.toml"
     config.write_text(f'data = "{station.data}"\nlisten = "127.0.0.1:0"\n')
     done = subprocess.run(
@@ -229,7 +229,7 @@ def test_damaged_identity_is_an_error_that_names_the_file(station, name):
         timeout=30,
     )
     assert done.returncode == 1
-    assert f"{station.data / name}: expected" in done.stderr
+    assert f"{station.data / 'identity.json'}: expected" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -27,6 +27,7 @@ from edgeops_runtime.control import (
     Failed,
     Golden,
     GoldenResult,
+    Launch,
     Pause,
     Paused,
     Ready,
@@ -494,9 +495,14 @@ def test_a_worker_does_not_stop_on_a_full_pipe(make_bundle, listening, client):
         except BlockingIOError:
             break
     os.set_blocking(write, True)
-    command = [sys.executable, "-m", "edgeops_runtime.serving.worker", "--bundle", str(make_bundle("1.0.0").path)]
-    command += ["--variant", "onnx", "--engine", "onnxruntime"]
-    command += ["--listen-fd", str(listening.fileno()), "--control-fd", str(theirs.fileno())]
+    launch = Launch(
+        bundle=make_bundle("1.0.0").path,
+        variant="onnx",
+        engine="onnxruntime",
+        listen_fd=listening.fileno(),
+        control_fd=theirs.fileno(),
+    )
+    command = [sys.executable, "-m", "edgeops_runtime.serving.worker", launch.argument]
     process = subprocess.Popen(
         command, pass_fds=(listening.fileno(), theirs.fileno()), stdin=subprocess.DEVNULL, stdout=write, stderr=write
     )

@@ -29,6 +29,7 @@ from edgeops.signing import PublicKey
 from edgeops_runtime.control import WindowClosed
 from edgeops_runtime.engines import available_engines, choose_variant, load_engine
 from edgeops_runtime.engines.engine import Session, Tensors
+from edgeops_runtime.engines.options import SessionOptions
 from edgeops_runtime.host import cpu_flags
 from edgeops_runtime.serving.comparison import compare_golden
 from edgeops_runtime.serving.counters import Counters
@@ -310,7 +311,14 @@ def _load(
     return load_variant(bundle, chosen, engine_name, threads=threads)
 
 
-def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int) -> LoadedModel:
+def load_variant(
+    bundle: Bundle,
+    variant: Variant,
+    engine: str,
+    *,
+    threads: int,
+    options: SessionOptions = SessionOptions(),  # noqa: B008 - immutable
+) -> LoadedModel:
     """Load one variant on one engine, and warm it up.
 
     Raises:
@@ -319,7 +327,7 @@ def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int)
         MissingExtraError: The engine is not installed.
     """
     loaded = load_engine(engine)
-    session = loaded.load(bundle.file(variant.file), variant, threads)
+    session = loaded.load(bundle.file(variant.file), variant, threads, options)
     reference = _read_reference(bundle)
     golden = read_golden(bundle)
     inputs = {spec.name: golden[f"input/{spec.name}"] for spec in bundle.manifest.inputs} if golden else None

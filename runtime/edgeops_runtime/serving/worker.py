@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import click
 import msgspec
 
 from edgeops.bundle import open_bundle
@@ -31,6 +30,7 @@ from edgeops_runtime.control import (
     Failed,
     FromAgent,
     Golden,
+    Launch,
     Pause,
     Paused,
     Ready,
@@ -181,41 +181,31 @@ class Worker:
         self._capture.offer(request, feeds, answer)
 
 
-@click.command()
-@click.option("--bundle", "directory", type=click.Path(path_type=Path), required=True, help="Bundle directory.")
-@click.option("--variant", required=True, help="Name of the variant.")
-@click.option("--engine", required=True, help="Name of the engine.")
-@click.option("--listen-fd", type=int, required=True, help="Inherited listening socket.")
-@click.option("--control-fd", type=int, required=True, help="Inherited end of the control socket pair.")
-@click.option("--threads", type=int, default=1, help="Threads of one inference.")
-@click.option("--mqtt", "mqtt_url", envvar=MQTT_VARIABLE, help="Answer MQTT 5 requests too: mqtt://host:port/prefix.")
-def main(
-    directory: Path,
-    *,
-    variant: str,
-    engine: str,
-    listen_fd: int,
-    control_fd: int,
-    threads: int,
-    mqtt_url: str | None,
-) -> None:
-    """Serve one variant of a bundle; started by the agent."""
+def main(argument: str) -> None:
+    """Serve one variant of a bundle; started by the agent.
+
+    Args:
+        argument: Of a :class:`~edgeops_runtime.control.Launch`.
+    """
+    launch = Launch.from_argument(argument)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides.
     for stream in (sys.stdout, sys.stderr):
         _never_block(stream.fileno())
-    control = ControlSocket(socket.socket(fileno=control_fd))
-    listening = socket.socket(fileno=listen_fd)
+    control = ControlSocket(socket.socket(fileno=launch.control_fd))
+    listening = socket.socket(fileno=launch.listen_fd)
     start = time.monotonic()
     try:
-        bundle = open_bundle(directory, partial=True)
-        model = load_variant(bundle, bundle.manifest.variant(variant), engine, threads=threads)
+        bundle = open_bundle(launch.bundle, partial=True)
+        variant = bundle.manifest.variant(launch.variant)
+        model = load_variant(bundle, variant, launch.engine, threads=launch.threads, options=launch.options)
     except EdgeOpsError as error:
         control.send(Failed(what="load", reason=str(error)))
         sys.exit(1)
-    worker = Worker(model, control, listening, threads=threads, mqtt_url=mqtt_url)
+    mqtt_url = os.environ.get(MQTT_VARIABLE)
+    worker = Worker(model, control, listening, threads=launch.threads, mqtt_url=mqtt_url)
     control.send(
         Ready(
-            engine=engine,
+            engine=launch.engine,
             engine_version=model.engine_version,
             pid=os.getpid(),
             rss_bytes=resident_bytes(),
@@ -232,4 +222,4 @@ def _never_block(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
