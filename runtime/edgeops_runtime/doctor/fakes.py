@@ -42,7 +42,7 @@ class FakeEngine:
     def load(
         self,
         model_path: Path,
-        variant: Variant,  # noqa: ARG002 - the seam's
+        variant: Variant,
         threads: int,
         options: SessionOptions = SessionOptions(),  # noqa: ARG002, B008 - the seam's; immutable
     ) -> Session:
