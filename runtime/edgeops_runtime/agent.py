@@ -13,7 +13,8 @@ from functools import partial
 import msgspec
 
 from edgeops import __version__
-from edgeops.errors import ConfigError
+from edgeops.bundle import MANIFEST_FILE, read_manifest
+from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops.link import Link
 from edgeops.messages import Ack, Birth, Command, DeploymentState, ModelState, ReasonClass, Trial
 from edgeops.signing import Unseal
@@ -27,7 +28,7 @@ from edgeops_runtime.config import Config
 from edgeops_runtime.control import CaptureEnded, Collect, Sampled
 from edgeops_runtime.crew import Crew
 from edgeops_runtime.deployer import Deployer
-from edgeops_runtime.deployment import Deployment
+from edgeops_runtime.deployment import Deployment, Weighed
 from edgeops_runtime.desired import DesiredState
 from edgeops_runtime.doctor.examiner import PROBE_COMMAND, Examiner
 from edgeops_runtime.doctor.verdicts import VerdictStore
@@ -40,6 +41,7 @@ from edgeops_runtime.ladder import Ladder, signals
 from edgeops_runtime.lifetimes import count_boot, lock_directory, read_machine_boot, volatile_directory
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.mailbox import Mailbox, Receivers
+from edgeops_runtime.memory import Memory, read_memory, weigh
 from edgeops_runtime.notary import Notary
 from edgeops_runtime.outbox import Outbox
 from edgeops_runtime.relief import Readings, Relief, read_signals
@@ -79,6 +81,7 @@ class Agent:
         read_signals: What the ladder reads.
         notifier: To systemd; by default as the environment says.
         unseal: Checks signatures; by default in a process of its own.
+        read_memory: What memory there is for a second worker.
         rng: For the pauses between tries.
 
     Raises:
@@ -99,6 +102,7 @@ class Agent:
         read_signals: Callable[[], Readings] = read_signals,
         notifier: Notifier | None = None,
         unseal: Unseal | None = None,
+        read_memory: Callable[[], Memory] = read_memory,
         rng: random.Random | None = None,
     ) -> None:
         self.config, self.identity = config, identity
@@ -114,6 +118,7 @@ class Agent:
             )
             self._variants = VariantChooser(config.engines, examiner, self._engine_failed)
             self._notifier = notifier or Notifier()
+            self._read_memory = read_memory
             self._store = SlotStore(directory)
             self._set_model(config.model)
             self._endpoint = Endpoint(config.serving_address(), address_file=directory / ADDRESS_FILE)
@@ -199,6 +204,8 @@ class Agent:
                 journal=self._journal,
                 blob_url=identity.blob_url,
                 scratch=volatile_directory(directory),
+                weigh=self._weigh,
+                hold_s=config.swap_hold_s,
                 on_change=self._deployment_changed,
             )
             self._relief = Relief(
@@ -397,6 +404,27 @@ class Agent:
             self._uplink.state_changed()
 
         self._loop.post(tell)
+
+    def _weigh(self, candidate: Slot, incumbent: WorkerProcess | None) -> Weighed:
+        current = self._store.slots.current
+        return weigh(
+            self._read_memory(),
+            incumbent_bytes=host.rss_bytes(incumbent.pid) if incumbent is not None else None,
+            incumbent_file_bytes=self._demands(current)[0] if current is not None else 0,
+            candidate_file_bytes=self._demands(candidate)[0],
+            required_bytes=self._demands(candidate)[1],
+        )
+
+    def _demands(self, slot: Slot) -> tuple[int, int]:
+        """Size of a slot's model file, and the memory that its manifest asks for, in bytes."""
+        try:
+            path = self._blobs.bundle_path(slot.digest) / MANIFEST_FILE
+            manifest = read_manifest(path.read_bytes(), keys=None)  # Verified when it was brought.
+            variant = manifest.variant(slot.variant)
+        except (EdgeOpsError, OSError) as error:
+            logger.warning("%s: %s", slot.version, error)
+            return 0, 0
+        return manifest.files[variant.file].size_bytes, variant.requires.memory_mb << 20
 
     def _deployment_changed(self, deployment: Deployment) -> None:
         self._uplink.state_changed()

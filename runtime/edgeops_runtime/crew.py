@@ -40,6 +40,7 @@ class Owner(Protocol):
 class _Member(msgspec.Struct):
     slot: Slot
     owner: Owner | None
+    then: Callable[[], None] | None = None
     asked_at: float | None = None
 
 
@@ -82,7 +83,7 @@ class Crew:
         self._command = command
         self._ease = Ease()
         self._members: dict[WorkerProcess, _Member] = {}
-        self._on_empty: Callable[[], None] | None = None
+        self._on_empty: list[Callable[[], None]] = []
         self._on_windows: Callable[[], None] | None = None
 
     @property
@@ -154,17 +155,20 @@ class Crew:
         timer = self._loop.call_later(within_s, finish)
         self._check_windows()
 
-    def drain(self, process: WorkerProcess, *, idle_s: float = IDLE_S) -> None:
+    def drain(self, process: WorkerProcess, *, idle_s: float = IDLE_S, then: Callable[[], None] | None = None) -> None:
         """Let a worker finish what it has and go; one that does not go is ended.
 
         Args:
             process: The worker.
             idle_s: When connections without a request are closed; one that has a request gets its answer.
+            then: Called when it is gone.
         """
         member = self._members.get(process)
         if member is None:
+            if then is not None:
+                then()
             return
-        member.owner = None
+        member.owner, member.then = None, then
         process.send(Drain(timeout_s=idle_s))
         self._loop.call_later(idle_s + _BUSY_S, process.kill)
 
@@ -175,10 +179,15 @@ class Crew:
         process.kill()
 
     def drain_all(self, then: Callable[[], None], *, idle_s: float = IDLE_S) -> None:
-        """Let everybody go, and go on when they are gone."""
-        self._on_empty = then
+        """Let everybody go, and go on when they are gone; whoever waited for that before waits for nothing."""
+        self._on_empty.clear()
         for process in list(self._members):
             self.drain(process, idle_s=idle_s)
+        self.when_empty(then)
+
+    def when_empty(self, then: Callable[[], None]) -> None:
+        """Go on when no worker is alive, so that the memory of all is free."""
+        self._on_empty.append(then)
         self._check_empty()
 
     def kill_all(self) -> None:
@@ -200,6 +209,8 @@ class Crew:
                 self._check_windows()
                 if member.owner is not None:
                     member.owner.on_gone(process, line.reason)
+                if member.then is not None:
+                    member.then()
                 self._check_empty()
                 return
             case WindowClosed():
@@ -220,6 +231,7 @@ class Crew:
             self._on_windows()
 
     def _check_empty(self) -> None:
-        if self._on_empty is not None and not self._members:
-            then, self._on_empty = self._on_empty, None
-            then()
+        if not self._members:
+            waiting, self._on_empty = self._on_empty, []
+            for then in waiting:
+                then()

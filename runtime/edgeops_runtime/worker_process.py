@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 WORKER_COMMAND = (sys.executable, "-m", "edgeops_runtime.serving.worker")
 
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "2",  # glibc's arenas, one for each thread of a connection, keep what they were once given.
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's threads for matrices, which a worker leaves to its engine.
+}
+"""Of a worker, where the agent's own environment says nothing else."""
+
 
 class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is to run.
@@ -92,6 +98,7 @@ class WorkerProcess:
                     [*command, launch.argument],
                     pass_fds=(listen_fd, theirs.fileno()),
                     stdin=subprocess.DEVNULL,
+                    env={**ENVIRONMENT, **os.environ},
                     process_group=0,
                     env=os.environ | more,
                 )

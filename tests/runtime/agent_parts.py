@@ -40,6 +40,7 @@ from edgeops.topics import Topics, Upstream
 from edgeops_runtime.agent import Agent
 from edgeops_runtime.config import Config
 from edgeops_runtime.identity import KEY_FILE, Identity
+from edgeops_runtime.memory import Memory
 
 FLEET, GROUP, DEVICE = "north", "cameras", "camera-1"
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
@@ -172,6 +173,8 @@ class Station:
         self._server.open()
         self.signals: dict[str, float | None] = {}
         """What the ladder reads; empty: all is calm, whatever the machine of the tests is like."""
+        self.memory = Memory(available=None, total=None)
+        """For a second worker; unknown: it fits."""
         self.probe_command = self.notifier = None
         self.agent: Agent | None = None
         self._thread: threading.Thread | None = None
@@ -216,6 +219,7 @@ class Station:
             probe_command=self.probe_command,
             read_signals=lambda: self.signals,
             notifier=self.notifier,
+            read_memory=lambda: self.memory,
             unseal=unseal,  # Without the process for each check: it is tested with the notary, and by the real agents.
             rng=random.Random(1),
         )

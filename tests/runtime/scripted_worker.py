@@ -114,6 +114,7 @@ class Worker:
                 self.lines.send(control.RecentResult(count=min(self.requests, line.count)))
             case control.Shadow():
                 reach(self.script, "shadow")
+                assert Path(line.path).read_bytes() == b"recent"
                 figures = {"answered": 4, "failed": 0, "not_finite": 0, "agreement": 1.0, "latency_ms": 1.0}
                 self.lines.send(control.ShadowResult(**(figures | self.script.get("shadow", {}))))
             case control.Serve():

@@ -15,6 +15,7 @@ import pytest
 
 from edgeops.bundle import Bundle, write_bundle
 from edgeops.messages import Trial
+from edgeops_runtime.memory import Memory
 from edgeops_runtime.slots import SlotStore
 from edgeops_runtime.worker_process import WORKER_COMMAND
 
@@ -158,6 +159,27 @@ def test_killed_agent_takes_its_worker_with_it_and_serves_again_once_it_is_back(
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
     assert has_ended(worker)
+
+
+def test_real_workers_take_turns_where_two_do_not_fit_and_no_request_fails(station, make_bundle):
+    station.start()
+    station.install(make_bundle("1.0.0"))
+    station.memory = Memory(available=1 << 20, total=1 << 30)
+    trial = Trial(shadow_requests=6, min_agreement=0.9, probation_requests=5, probation_s=0.3, max_latency_ratio=50)
+    with Hammer(station) as hammer:
+        eventually(lambda: len(hammer.answers) > trial.shadow_requests)
+        station.desire(station.target(None, rollout=make_bundle("1.1.0"), trial=trial))
+        good = station.wait_for("1.1.0", "committed", within_s=60)
+        eventually(lambda: hammer.answers[-1] == "1.1.0")
+        station.desire(station.target(None, rollout=make_bundle("1.2.0", "nan"), trial=trial))
+        bad = station.wait_for("1.2.0", "rolled_back", within_s=60)
+        answered = len(hammer.answers)
+        eventually(lambda: len(hammer.answers) > answered + 3, within_s=60)
+    assert hammer.failures == []
+    assert good.figures["shadow_answered"] == trial.shadow_requests
+    assert "golden test" in bad.reason
+    assert hammer.answers[-1] == "1.1.0"
+    assert "1.2.0" not in hammer.answers
 
 
 def test_agent_process_loads_no_engine_and_no_numpy(station, tmp_path):

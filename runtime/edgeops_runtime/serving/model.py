@@ -6,18 +6,16 @@
 ...     model.swap("fashion-1.3.0")
 """
 
-import asyncio
 import ctypes
 import gc
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
@@ -37,6 +35,9 @@ from edgeops_runtime.serving.pipeline import Answer, Pipeline, warm_up
 from edgeops_runtime.serving.profiler import Profiler
 from edgeops_runtime.serving.recorder import Recorders
 from edgeops_runtime.serving.vectors import read_golden
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 DRAIN_S = 60.0
 """How long a swap waits for the calls on the version before, so that it can give its counters and its memory back."""
@@ -192,6 +193,10 @@ class Model:
 
         The way to another thread and back costs some 50 µs; of a model that is faster than that, call :meth:`infer`.
         """
+        # Here, since they are 3 MB that no worker needs.
+        import asyncio  # noqa: PLC0415
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
         threads = self._threads
         if threads is None:
             with self._changing:

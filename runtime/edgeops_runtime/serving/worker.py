@@ -47,7 +47,7 @@ from edgeops_runtime.serving.capture import Capture, RecentRows
 from edgeops_runtime.serving.checkup import Checkup
 from edgeops_runtime.serving.comparison import compare_golden, run_shadow
 from edgeops_runtime.serving.listener import Listener
-from edgeops_runtime.serving.model import LoadedModel, load_variant, resident_bytes
+from edgeops_runtime.serving.model import LoadedModel, give_memory_back, load_variant, resident_bytes
 from edgeops_runtime.serving.pipeline import Answer
 from edgeops_runtime.serving.priority import Cores, yield_to_others
 from edgeops_runtime.serving.protocols import Protocols
@@ -212,6 +212,7 @@ def main(argument: str) -> None:
             load_s=time.monotonic() - start,
         )
     )
+    give_memory_back()  # What the load took: the agent has its answer, and nobody asks yet.
     worker.obey()
 
 
