@@ -7,7 +7,7 @@ No engine and no numpy is loaded here. Reads from top to bottom as the life of a
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -49,6 +49,10 @@ from edgeops_runtime.retries import Retries
 from edgeops_runtime.slots import Candidate, Slot, Slots, SlotStore
 from edgeops_runtime.systemd import Notifier
 from edgeops_runtime.telemetry import Windows
+from edgeops_runtime.tuning.choice import Setting
+from edgeops_runtime.tuning.idle import LOOK_S, IdleTuning, Subject
+from edgeops_runtime.tuning.idle import Situation as Busy
+from edgeops_runtime.tuning.tuner import Board, Tuner, TuningStore
 from edgeops_runtime.updater import Updater
 from edgeops_runtime.uplink import Uplink
 from edgeops_runtime.variants import VariantChooser
@@ -60,6 +64,7 @@ logger = logging.getLogger(__name__)
 
 ADDRESS_FILE = "address"
 ENGINES_FILE = "engines.json"
+TUNING_FILE = "tuning.json"
 _LOOK_AGAIN_S = 30.0
 _COMMIT_LOOK_S = 5.0
 _IDLE_S = 1.0
@@ -78,6 +83,7 @@ class Agent:
         downloader: Where blobs come from.
         worker_command: How to start a worker.
         probe_command: How to try an engine before its first use; ``None``: engines are taken as they are.
+        make_tuner: Makes what tries settings on the model that serves.
         read_signals: What the ladder reads.
         notifier: To systemd; by default as the environment says.
         unseal: Checks signatures; by default in a process of its own.
@@ -99,6 +105,7 @@ class Agent:
         downloader: Downloader | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
         probe_command: Sequence[str] | None = PROBE_COMMAND,
+        make_tuner: Callable[[], Tuner] = partial(Tuner, is_idle_only=True),  # noqa: B008 - called for each tuning
         read_signals: Callable[[], Readings] = read_signals,
         notifier: Notifier | None = None,
         unseal: Unseal | None = None,
@@ -116,7 +123,8 @@ class Agent:
             examiner = (
                 Examiner(VerdictStore(directory / ENGINES_FILE), command=probe_command) if probe_command else None
             )
-            self._variants = VariantChooser(config.engines, examiner, self._engine_failed)
+            self._tuning_store, self._board = TuningStore(directory / TUNING_FILE), Board.here()
+            self._variants = VariantChooser(config.engines, examiner, self._engine_failed, measured=self._measured_best)
             self._notifier = notifier or Notifier()
             self._read_memory = read_memory
             self._store = SlotStore(directory)
@@ -136,7 +144,8 @@ class Agent:
                 bundle_path=self._blobs.bundle_path,
                 windows=self._windows,
                 on_sample=self._sampled,
-                threads=config.threads,
+                tuned=self._tuned,
+                threads=config.threads or 1,
                 mqtt_url=config.mqtt_requests,
                 memory_bytes=config.worker_memory_mb << 20 if config.worker_memory_mb else None,
                 command=worker_command,
@@ -217,6 +226,14 @@ class Agent:
                 strain=self._strained,
                 notice=self._notice,
             )
+            self._idle_tuning = IdleTuning(
+                loop=self._loop,
+                store=self._tuning_store,
+                make_tuner=make_tuner,
+                subject=self._to_tune,
+                situation=self._how_busy,
+                notice=self._notice,
+            )
             self._watchdog = Watchdog(
                 loop=self._loop,
                 uptime=self._clock.uptime,
@@ -251,6 +268,8 @@ class Agent:
             self._variants.examine_beside(self._store.slots.current.engine)
         if self.config.shed_load:
             self._relief.look()
+        if self.config.tune:
+            self._loop.call_later(LOOK_S, self._idle_tuning.look)
         self._look()
         self._notifier.ready()
         self._tell_systemd()
@@ -426,7 +445,54 @@ class Agent:
             return 0, 0
         return manifest.files[variant.file].size_bytes, variant.requires.memory_mb << 20
 
+    def _subject(self, slot: Slot) -> Subject | None:
+        engine_version = self._variants.engines.get(slot.engine)
+        if not self.config.tune or engine_version is None:
+            return None
+        return Subject(
+            slot=slot,
+            bundle=self._blobs.bundle_path(slot.digest),
+            engine_version=engine_version,
+            threads=self.config.threads or 1,
+            may_vary=self.config.threads is None,
+        )
+
+    def _measured_best(self, digest: str, engines: Mapping[str, str]) -> tuple[str, str] | None:
+        """The variant and engine that were fastest when a bundle was tuned here, if it was."""
+        setting = self._tuning_store.preferred(digest, engines=engines, board=self._board) if self.config.tune else None
+        return (setting.variant, setting.engine) if setting is not None else None
+
+    def _to_tune(self) -> Subject | None:
+        current = self._store.slots.current
+        return self._subject(current) if current is not None else None
+
+    def _tuned(self, slot: Slot) -> Setting | None:
+        """The setting of a worker that is started now; one that died of something is started as usual, whatever that was."""
+        subject = self._subject(slot)
+        if subject is None or self._incumbent.has_died:
+            return None
+        setting = self._tuning_store.find(
+            slot.digest,
+            variant=slot.variant,
+            engine=slot.engine,
+            engine_version=subject.engine_version,
+            board=self._board,
+        )
+        return setting if setting is not None and subject.allows(setting) else None
+
+    def _how_busy(self) -> Busy:
+        slot, process = self._incumbent.slot, self._incumbent.process
+        return Busy(
+            rung=self._relief.rung,
+            is_deploying=self._deployer.active is not None or self._is_stopping,
+            is_serving=self._incumbent.is_serving,
+            has_room=slot is not None and self._weigh(slot, process).is_enough,
+            load=host.load_average(),
+            cores=self._board.cores,
+        )
+
     def _deployment_changed(self, deployment: Deployment) -> None:
+        self._idle_tuning.interrupt()
         self._uplink.state_changed()
         if not deployment.state.is_final:
             return
@@ -496,6 +562,8 @@ class Agent:
 
     def _strained(self, is_strained: bool) -> None:
         self._deployer.strain(is_strained)
+        if is_strained:
+            self._idle_tuning.interrupt()
         self._tell_systemd()
 
     def _tell_systemd(self) -> None:
@@ -614,6 +682,7 @@ class Agent:
         self._is_stopping = True
         self._notifier.stopping()
         self._deployer.cancel_fetch()
+        self._idle_tuning.interrupt()
         self._crew.drain_all(self._drained, idle_s=_IDLE_S)
 
     def _drained(self) -> None:

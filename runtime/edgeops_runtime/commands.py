@@ -5,6 +5,7 @@ What happens then is :mod:`edgeops_runtime.service`'s and :mod:`edgeops_runtime.
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,24 @@ import msgspec
 
 from edgeops import __version__
 from edgeops.__main__ import run as run_command
-from edgeops.errors import InputError
+from edgeops.bundle import Bundle, open_bundle
+from edgeops.errors import ConfigError, EngineError, InputError
 from edgeops.files import write_durably
 from edgeops.selection import Attribute
 from edgeops.topics import check_name
-from edgeops_runtime import service
-from edgeops_runtime.agent import ADDRESS_FILE
+from edgeops_runtime import host, service
+from edgeops_runtime.agent import ADDRESS_FILE, TUNING_FILE
+from edgeops_runtime.blobs import BlobStore
 from edgeops_runtime.config import Config, load_config
 from edgeops_runtime.desired import DesiredState
 from edgeops_runtime.doctor.examiner import Examiner
 from edgeops_runtime.doctor.report import diagnose
-from edgeops_runtime.engines import available_engines
+from edgeops_runtime.engines import available_engines, choose_variant
 from edgeops_runtime.identity import enrol, load_identity
 from edgeops_runtime.lifetimes import is_locked, read_boot
 from edgeops_runtime.slots import SlotStore
+from edgeops_runtime.tuning.choice import BATCH_ROWS, Measured, Setting
+from edgeops_runtime.tuning.tuner import Board, Remembered, Tuner, TuningStore
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +118,94 @@ def doctor_command(*, config_path: Path | None, as_json: bool) -> int:
             "a model can be served here" if report.can_serve else "a model cannot be served here: see each failure"
         )
     return 0 if report.can_serve else 1
+
+
+@edgeops_agent.command("tune")
+@_CONFIG_OPTION
+@click.option(
+    "--bundle",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A bundle, all of whose variants in the directory are tried; without it, the version that serves.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def tune_command(*, config_path: Path, directory: Path | None, as_json: bool) -> int:
+    """Measure which threads and engine options suit a model here, and remember it for its worker's next start."""
+    config = load_config(config_path)
+    bundle, usual, engines = _to_tune(config, directory)
+    if not as_json:
+        click.echo(_ROW.format("ms", f"ms, {BATCH_ROWS} rows", "CPU ms", "RSS MB", "load ms", "setting"))
+    threads = (config.threads,) if config.threads is not None else None
+    tell = (lambda _: None) if as_json else (lambda each: click.echo(_row(each)))
+    choice = Tuner().tune(bundle, usual, threads=threads, tell=tell)
+    if choice is None:
+        raise EngineError(f"{bundle.path}: no setting answers the golden inputs rightly here")
+    engine_version = engines[choice.setting.engine]
+    TuningStore(config.directory / TUNING_FILE).add(
+        Remembered(
+            digest=bundle.digest,
+            engine_version=engine_version,
+            board=Board.here(),
+            setting=choice.setting,
+            reason=choice.reason,
+            at=time.time(),
+        )
+    )
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(choice), indent=2))
+    else:
+        click.echo(f"chosen: {choice.setting.words}")
+        click.echo(f"because of {choice.reason}" if choice.setting != usual[0] else choice.reason)
+    return 0
+
+
+_ROW = "{:>9} {:>11} {:>8} {:>8} {:>8}  {}"
+
+
+def _row(each: Measured) -> str:
+    if each.objection:
+        return _ROW.format("-", "-", "-", "-", "-", f"{each.setting.words}: {each.objection}")
+    batch = "-" if each.batch_ms is None else f"{each.batch_ms:.3f}"
+    figures = (
+        f"{each.latency_ms:.3f}",
+        batch,
+        f"{each.cpu_ms:.3f}",
+        f"{each.rss_bytes / 1e6:.1f}",
+        f"{each.load_ms:.0f}",
+    )
+    return _ROW.format(*figures, each.setting.words)
+
+
+def _to_tune(config: Config, directory: Path | None) -> tuple[Bundle, list[Setting], dict[str, str]]:
+    """The bundle, its settings as usual, and the engines that there are.
+
+    Raises:
+        ConfigError: Nothing serves, and no bundle was given.
+        EngineError: Nothing in the bundle can run here.
+    """
+    engines, threads = available_engines(), config.threads or 1
+    if directory is None:
+        current = SlotStore(config.directory).slots.current
+        if current is None:
+            raise ConfigError(f"{config.directory}: no version serves here yet; name one with --bundle")
+        bundle = open_bundle(BlobStore(config.directory).bundle_path(current.digest), partial=True)
+        return bundle, [Setting(variant=current.variant, engine=current.engine, threads=threads)], engines
+    bundle = open_bundle(directory, partial=True)
+    fitting, objections = choose_variant(
+        bundle.manifest,
+        engines,
+        preference=config.engines,
+        cpu=host.cpu_flags(),
+        memory_bytes=host.available_memory_bytes(),
+    )
+    usual = [
+        Setting(variant=variant.name, engine=engine, threads=threads)
+        for variant, engine in fitting
+        if bundle.file(variant.file).exists()
+    ]
+    if not usual:
+        raise EngineError(f"{directory}: nothing in it can run here: {objections or 'its model files are missing'}")
+    return bundle, usual, engines
 
 
 def read_status(config: Config) -> dict[str, Any]:

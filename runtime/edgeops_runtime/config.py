@@ -31,7 +31,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             socket, see :attr:`serving_address`.
         model: The model to run; empty: the first that the desired state names.
         engines: Engines that may be used, the preferred first; empty: all that are installed.
-        threads: Threads of one inference.
+        threads: Threads of one inference; ``None``: 1, until a better number was measured.
+        tune: Whether the model that serves is tuned when the board is idle.
         mqtt_requests: ``mqtt://[user:password@]host:port/prefix``, where inferences are asked for over MQTT 5; empty: nowhere.
         telemetry_window_s: Length of a telemetry window, in seconds.
         capture: Whether inputs may leave the device when a command asks for samples.
@@ -50,7 +51,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     listen: str = ""
     model: str = ""
     engines: tuple[str, ...] = ()
-    threads: int = 1
+    threads: int | None = None
+    tune: bool = True
     mqtt_requests: str = ""
     telemetry_window_s: float = 60.0
     capture: bool = False
@@ -71,7 +73,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.listen:
             parse_listen(self.listen)
         _require(bool(self.data), "data", "a directory", self.data)
-        _require(self.threads >= 1, "threads", "1 or more", self.threads)
+        _require(self.threads is None or self.threads >= 1, "threads", "1 or more", self.threads)
         _require(self.telemetry_window_s > 0, "telemetry_window_s", "more than 0", self.telemetry_window_s)
         _require(
             self.outbox_bytes >= _MIN_OUTBOX_BYTES, "outbox_bytes", f"{_MIN_OUTBOX_BYTES} or more", self.outbox_bytes

@@ -15,6 +15,7 @@ from edgeops_runtime.control import Window as AskWindow
 from edgeops_runtime.loop import Loop
 from edgeops_runtime.slots import Slot
 from edgeops_runtime.telemetry import Windows
+from edgeops_runtime.tuning.choice import Setting
 from edgeops_runtime.worker_process import WORKER_COMMAND, Gone, WorkerOrder, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Crew:
         bundle_path: Where the bundle of a digest lies.
         windows: Counters go here.
         on_sample: Told of captured rows, and when no more come.
-        threads: Of one inference.
+        tuned: The setting that was chosen for a slot; ``None``: there is none.
+        threads: Of one inference, where there is none.
         mqtt_url: Broker and prefix of MQTT 5 requests; empty: none.
         memory_bytes: Limit of each worker; ``None``: none.
         command: How to start a worker.
@@ -69,6 +71,7 @@ class Crew:
         bundle_path: Callable[[str], Path],
         windows: Windows,
         on_sample: Callable[[WorkerProcess, Slot, Sampled | CaptureEnded], None],
+        tuned: Callable[[Slot], Setting | None] = lambda _: None,
         threads: int = 1,
         mqtt_url: str = "",
         memory_bytes: int | None = None,
@@ -79,6 +82,7 @@ class Crew:
         self._bundle_path = bundle_path
         self._windows = windows
         self._on_sample = on_sample
+        self._tuned = tuned
         self._threads, self._memory_bytes, self._mqtt_url = threads, memory_bytes, mqtt_url
         self._command = command
         self._ease = Ease()
@@ -97,13 +101,15 @@ class Crew:
         Raises:
             EngineError: The process cannot be started.
         """
+        setting = self._tuned(slot) or Setting(variant=slot.variant, engine=slot.engine, threads=self._threads)
         order = WorkerOrder(
             bundle=self._bundle_path(slot.digest),
             digest=slot.digest,
             version=slot.version,
             variant=slot.variant,
             engine=slot.engine,
-            threads=self._threads,
+            threads=setting.threads,
+            options=setting.options,
             mqtt_url=self._mqtt_url,
             memory_bytes=self._memory_bytes,
         )
@@ -111,7 +117,7 @@ class Crew:
         self._members[process] = _Member(slot=slot, owner=owner)
         if self._ease != Ease():
             process.send(self._ease)  # It reads that once it has loaded.
-        logger.info("worker %s: %s, %s on %s", process.pid, slot.version, slot.variant, slot.engine)
+        logger.info("worker %s: %s, %s", process.pid, slot.version, setting.words)
         return process
 
     def ease(self, order: Ease) -> None:

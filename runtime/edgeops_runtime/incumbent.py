@@ -67,6 +67,11 @@ class Incumbent:
         self._last_words = ""
 
     @property
+    def has_died(self) -> bool:
+        """Whether it died soon after its last start."""
+        return self._quick_deaths > 0
+
+    @property
     def is_given_up(self) -> bool:
         """Whether it dies again and again, which is the version's fault."""
         return self._quick_deaths >= QUICK_DEATHS

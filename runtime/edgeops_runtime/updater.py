@@ -30,8 +30,8 @@ _TRIES_WITHOUT_PROGRESS = 8
 _TRIES_WHEN_MISSING = 4
 _TRIES_WHEN_WRONG = 2
 
-Choose = Callable[[Manifest], tuple[Variant, str] | str]
-"""Picks the variant and the engine for this device, or says why there is none."""
+Choose = Callable[[Manifest, str], tuple[Variant, str] | str]
+"""Picks the variant and the engine of the bundle with a digest for this device, or says why there is none."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +143,7 @@ class Updater:
         fetch.blob(order.digest, None)
         envelope = self._store.blob_path(order.digest).read_bytes()
         manifest = self._manifest(order, envelope)
-        chosen = self._choose(manifest)
+        chosen = self._choose(manifest, order.digest)
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen
@@ -174,7 +174,7 @@ class Updater:
         if bundle.digest != order.digest:
             return self._discard(order, f"{bundle.path}: expected {order.digest}, found {bundle.digest}")
         self._check_name(order, bundle.manifest)
-        chosen = self._choose(bundle.manifest)
+        chosen = self._choose(bundle.manifest, order.digest)
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen

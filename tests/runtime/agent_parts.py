@@ -41,6 +41,7 @@ from edgeops_runtime.agent import Agent
 from edgeops_runtime.config import Config
 from edgeops_runtime.identity import KEY_FILE, Identity
 from edgeops_runtime.memory import Memory
+from edgeops_runtime.tuning.tuner import Tuner
 
 FLEET, GROUP, DEVICE = "north", "cameras", "camera-1"
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
@@ -175,6 +176,7 @@ class Station:
         """What the ladder reads; empty: all is calm, whatever the machine of the tests is like."""
         self.memory = Memory(available=None, total=None)
         """For a second worker; unknown: it fits."""
+        self.make_tuner = lambda: Tuner(("/nonexistent/measurement",))
         self.probe_command = self.notifier = None
         self.agent: Agent | None = None
         self._thread: threading.Thread | None = None
@@ -220,6 +222,7 @@ class Station:
             read_signals=lambda: self.signals,
             notifier=self.notifier,
             read_memory=lambda: self.memory,
+            make_tuner=self.make_tuner,
             unseal=unseal,  # Without the process for each check: it is tested with the notary, and by the real agents.
             rng=random.Random(1),
         )
