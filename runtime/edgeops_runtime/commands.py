@@ -31,6 +31,7 @@ from edgeops_runtime.identity import enrol, load_identity
 from edgeops_runtime.lifetimes import is_locked, read_boot
 from edgeops_runtime.slots import SlotStore
 from edgeops_runtime.tuning.choice import BATCH_ROWS, Measured, Setting
+from edgeops_runtime.tuning.idle import IDLE_LOAD
 from edgeops_runtime.tuning.tuner import Board, Remembered, Tuner, TuningStore
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,9 @@ def tune_command(*, config_path: Path, directory: Path | None, as_json: bool) ->
     """Measure which threads and engine options suit a model here, and remember it for its worker's next start."""
     config = load_config(config_path)
     bundle, usual, engines = _to_tune(config, directory)
+    load = host.load_average()
+    if load is not None and load > IDLE_LOAD * Board.here().cores:
+        click.echo(f"the board is busy (load {load:.1f}): what is measured now may say little", err=True)
     if not as_json:
         click.echo(_ROW.format("ms", f"ms, {BATCH_ROWS} rows", "CPU ms", "RSS MB", "load ms", "setting"))
     threads = (config.threads,) if config.threads is not None else None

@@ -19,6 +19,7 @@ from edgeops_runtime.tuning.choice import Measured, Setting, choose, next_settin
 from edgeops_runtime.tuning.idle import Situation
 from edgeops_runtime.tuning.measurement import measure
 from edgeops_runtime.tuning.tuner import Board, Order, Remembered, Tuner, TuningStore
+from edgeops_runtime.variants import VariantChooser
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
 
@@ -230,6 +231,16 @@ def test_choice_holds_for_one_bundle_engine_and_board(tmp_path):
     assert len(json.loads((tmp_path / "tuning.json").read_text())) == 8
     (tmp_path / "tuning.json").write_bytes(b"\xff")
     assert again.find("sha256:a", **key) is None
+
+
+def test_variant_that_was_measured_best_is_taken_where_it_can_run(small_bundle):
+    best = {"a": ("onnx-int8", "onnxruntime"), "b": ("onnx-int8", "abacus")}
+    chooser = VariantChooser((), None, lambda _: None, measured=lambda digest, _: best.get(digest))
+    assert [chooser.choose(small_bundle.manifest, digest)[0].name for digest in "abc"] == [
+        "onnx-int8",
+        "onnx-float",
+        "onnx-float",
+    ]
 
 
 # ---- the agent ------------------------------------------------------------------------------------------------------
