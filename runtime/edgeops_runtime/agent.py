@@ -78,7 +78,7 @@ class Agent:
     Args:
         config: Its settings.
         identity: Who it is.
-        link: To the broker; opened and closed by the agent.
+        link: Makes the link to the broker, once the worker has been started; opened and closed by the agent.
         clock: The machine's clocks.
         downloader: Where blobs come from.
         worker_command: How to start a worker.
@@ -99,7 +99,7 @@ class Agent:
         self,
         config: Config,
         identity: Identity,
-        link: Link,
+        link: Callable[[], Link],
         clock: Clock | None = None,
         *,
         downloader: Downloader | None = None,
@@ -117,7 +117,6 @@ class Agent:
             directory = config.directory
             held.enter_context(lock_directory(directory))
             self._rng = rng or random.Random()  # noqa: S311 - not a secret
-            self._link = link
             self._clock = TrustedClock(clock or SystemClock(), directory / "clock")
             self._boot = count_boot(directory, now=self._clock.now())
             examiner = (
@@ -166,11 +165,12 @@ class Agent:
             stamp_now = partial(stamp, self._clock, self._boot, read_machine_boot())
             self._outbox = Outbox(directory / "outbox", quota_bytes=config.outbox_bytes, stamp=stamp_now)
             self._journal = Journal(self._outbox, stamp=stamp_now, watch=ClockWatch(self._clock))
+            self._link = link()
             topics = Topics(identity.fleet)
             self._uplink = Uplink(
                 loop=self._loop,
                 uptime=self._clock.uptime,
-                link=link,
+                link=self._link,
                 topics=topics,
                 device=identity.device,
                 boot=self._boot,
@@ -193,7 +193,7 @@ class Agent:
                     notice=self._notice,
                 ),
             )
-            self._mailbox.subscribe(link, topics, identity)
+            self._mailbox.subscribe(self._link, topics, identity)
             updater = Updater(
                 self._blobs,
                 downloader or HttpDownloader(),

@@ -7,10 +7,8 @@ Which messages are then believed is :mod:`edgeops_runtime.desired`'s part.
 import base64
 import json
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,6 +18,9 @@ from edgeops.files import make_directories, write_durably
 from edgeops.selection import Attribute
 from edgeops.signing import PublicKey, SigningKey
 from edgeops.topics import check_name
+
+if TYPE_CHECKING:
+    from urllib.error import HTTPError
 
 IDENTITY_FILE = "identity.json"
 KEY_FILE = "device.key"
@@ -143,6 +144,11 @@ def post_json(url: str, body: bytes) -> bytes:
         RefusedError: The server answered 4xx.
         TransientError: It cannot be reached, or answered 5xx.
     """
+    # Once in the life of a device, so its agent has none of it.
+    from http.client import HTTPException  # noqa: PLC0415
+    from urllib.error import HTTPError, URLError  # noqa: PLC0415
+    from urllib.request import Request, urlopen  # noqa: PLC0415
+
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"server: expected http:// or https://, got {url!r}")
     request = Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")  # noqa: S310 - checked
@@ -156,7 +162,7 @@ def post_json(url: str, body: bytes) -> bytes:
         raise TransientError(f"{url}: {getattr(error, 'reason', error)}") from error
 
 
-def _reason(error: HTTPError) -> str:
+def _reason(error: "HTTPError") -> str:
     body = error.read(2000).decode(errors="replace")
     try:
         answer = json.loads(body)

@@ -9,10 +9,11 @@ import os
 import platform
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from edgeops.errors import ConfigError
-from edgeops.mqtt import MqttLink
+from edgeops.link import Link
 from edgeops.selection import Attribute
 from edgeops_runtime.agent import Agent
 from edgeops_runtime.config import Config, load_config
@@ -37,15 +38,17 @@ def run(config_path: Path) -> None:
         # Once in the life of a device, so what only that needs is not kept in memory until the next boot.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very program
     identity = load_identity(config.directory)
-    agent = Agent(config, identity, link_of(identity))
+    agent = Agent(config, identity, partial(link_of, identity))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: agent.stop())
     logger.info("%s serves at %s", identity.device, agent.address)
     agent.run()
 
 
-def link_of(identity: Identity) -> MqttLink:
+def link_of(identity: Identity) -> Link:
     """The link to the broker that the enrolment names."""
+    from edgeops.mqtt import MqttLink  # noqa: PLC0415 - while the worker starts already
+
     enrolment = identity.enrolment
     return MqttLink(
         enrolment.broker_host,

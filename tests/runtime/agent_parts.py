@@ -215,7 +215,7 @@ class Station:
         self.agent = Agent(
             self.config,
             Identity(self.enrolment),
-            self.link,
+            lambda: self.link,
             clock,
             worker_command=self.command,
             probe_command=self.probe_command,

@@ -193,7 +193,7 @@ from edgeops_runtime.identity import load_identity
 from pathlib import Path
 config = Config(data=sys.argv[1], listen="127.0.0.1:0")
 identity = load_identity(Path(sys.argv[1]))
-agent = Agent(config, identity, link_of(identity))
+agent = Agent(config, identity, lambda: link_of(identity))
 threading.Timer(0.5, agent.stop).start()
 agent.run()
 heavy = {"numpy", "torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "edgeops_fleet", "edgeops_converters",
