@@ -7,14 +7,13 @@ No engine and no numpy is loaded here. Reads from top to bottom as the life of a
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
 
 from edgeops import __version__
-from edgeops.bundle import MANIFEST_FILE, read_manifest
-from edgeops.errors import ConfigError, EdgeOpsError
+from edgeops.errors import ConfigError
 from edgeops.link import Link
 from edgeops.messages import Ack, Birth, Command, DeploymentState, ModelState, ReasonClass, Trial
 from edgeops.signing import Unseal
@@ -41,7 +40,7 @@ from edgeops_runtime.ladder import Ladder, signals
 from edgeops_runtime.lifetimes import count_boot, lock_directory, read_machine_boot, volatile_directory
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.mailbox import Mailbox, Receivers
-from edgeops_runtime.memory import Memory, read_memory, weigh
+from edgeops_runtime.memory import Memory, Scales, read_memory
 from edgeops_runtime.notary import Notary
 from edgeops_runtime.outbox import Outbox
 from edgeops_runtime.relief import Readings, Relief, read_signals
@@ -50,9 +49,10 @@ from edgeops_runtime.slots import Candidate, Slot, Slots, SlotStore
 from edgeops_runtime.systemd import Notifier
 from edgeops_runtime.telemetry import Windows
 from edgeops_runtime.tuning.choice import Setting
-from edgeops_runtime.tuning.idle import LOOK_S, IdleTuning, Subject
+from edgeops_runtime.tuning.idle import LOOK_S, IdleTuning
 from edgeops_runtime.tuning.idle import Situation as Busy
-from edgeops_runtime.tuning.tuner import Board, Tuner, TuningStore
+from edgeops_runtime.tuning.known import KnownSettings
+from edgeops_runtime.tuning.tuner import Subject, Tuner, TuningStore
 from edgeops_runtime.updater import Updater
 from edgeops_runtime.uplink import Uplink
 from edgeops_runtime.variants import VariantChooser
@@ -122,10 +122,20 @@ class Agent:
             examiner = (
                 Examiner(VerdictStore(directory / ENGINES_FILE), command=probe_command) if probe_command else None
             )
-            self._tuning_store, self._board = TuningStore(directory / TUNING_FILE), Board.here()
-            self._variants = VariantChooser(config.engines, examiner, self._engine_failed, measured=self._measured_best)
+            self._blobs = BlobStore(directory)
+            self._scales = Scales(self._blobs.bundle_path, read_memory)
+            tunings = TuningStore(directory / TUNING_FILE)
+            self._settings = KnownSettings(
+                tunings,
+                bundle_path=self._blobs.bundle_path,
+                engines=lambda: self._variants.engines,
+                threads=config.threads,
+                is_used=config.tune,
+            )
+            self._variants = VariantChooser(
+                config.engines, examiner, self._engine_failed, measured=self._settings.best_variant
+            )
             self._notifier = notifier or Notifier()
-            self._read_memory = read_memory
             self._store = SlotStore(directory)
             self._set_model(config.model)
             self._endpoint = Endpoint(config.serving_address(), address_file=directory / ADDRESS_FILE)
@@ -135,7 +145,6 @@ class Agent:
 
             self._loop = Loop(self._clock.uptime)
             self._windows = Windows()
-            self._blobs = BlobStore(directory)
             self._crew = Crew(
                 loop=self._loop,
                 uptime=self._clock.uptime,
@@ -143,7 +152,7 @@ class Agent:
                 bundle_path=self._blobs.bundle_path,
                 windows=self._windows,
                 on_sample=self._sampled,
-                tuned=self._tuned,
+                tuned=self._setting,
                 threads=config.threads or 1,
                 mqtt_url=config.mqtt_requests,
                 memory_bytes=config.worker_memory_mb << 20 if config.worker_memory_mb else None,
@@ -228,7 +237,7 @@ class Agent:
             )
             self._idle_tuning = IdleTuning(
                 loop=self._loop,
-                store=self._tuning_store,
+                store=tunings,
                 make_tuner=make_tuner,
                 subject=self._to_tune,
                 situation=self._how_busy,
@@ -425,60 +434,17 @@ class Agent:
         self._loop.post(tell)
 
     def _weigh(self, candidate: Slot, incumbent: WorkerProcess | None) -> Weighed:
-        current = self._store.slots.current
-        return weigh(
-            self._read_memory(),
-            incumbent_bytes=host.rss_bytes(incumbent.pid) if incumbent is not None else None,
-            incumbent_file_bytes=self._demands(current)[0] if current is not None else 0,
-            candidate_file_bytes=self._demands(candidate)[0],
-            required_bytes=self._demands(candidate)[1],
+        return self._scales.weigh(
+            candidate, self._store.slots.current, worker_pid=incumbent.pid if incumbent is not None else None
         )
 
-    def _demands(self, slot: Slot) -> tuple[int, int]:
-        """Size of a slot's model file, and the memory that its manifest asks for, in bytes."""
-        try:
-            path = self._blobs.bundle_path(slot.digest) / MANIFEST_FILE
-            manifest = read_manifest(path.read_bytes(), keys=None)  # Verified when it was brought.
-            variant = manifest.variant(slot.variant)
-        except (EdgeOpsError, OSError) as error:
-            logger.warning("%s: %s", slot.version, error)
-            return 0, 0
-        return manifest.files[variant.file].size_bytes, variant.requires.memory_mb << 20
-
-    def _subject(self, slot: Slot) -> Subject | None:
-        engine_version = self._variants.engines.get(slot.engine)
-        if not self.config.tune or engine_version is None:
-            return None
-        return Subject(
-            slot=slot,
-            bundle=self._blobs.bundle_path(slot.digest),
-            engine_version=engine_version,
-            threads=self.config.threads or 1,
-            may_vary=self.config.threads is None,
-        )
-
-    def _measured_best(self, digest: str, engines: Mapping[str, str]) -> tuple[str, str] | None:
-        """The variant and engine that were fastest when a bundle was tuned here, if it was."""
-        setting = self._tuning_store.preferred(digest, engines=engines, board=self._board) if self.config.tune else None
-        return (setting.variant, setting.engine) if setting is not None else None
+    def _setting(self, slot: Slot) -> Setting | None:
+        """For a worker that is started now; one that died of something is started as usual, whatever it died of."""
+        return None if self._incumbent.has_died else self._settings.find(slot)
 
     def _to_tune(self) -> Subject | None:
         current = self._store.slots.current
-        return self._subject(current) if current is not None else None
-
-    def _tuned(self, slot: Slot) -> Setting | None:
-        """The setting of a worker that is started now; one that died of something is started as usual, whatever that was."""
-        subject = self._subject(slot)
-        if subject is None or self._incumbent.has_died:
-            return None
-        setting = self._tuning_store.find(
-            slot.digest,
-            variant=slot.variant,
-            engine=slot.engine,
-            engine_version=subject.engine_version,
-            board=self._board,
-        )
-        return setting if setting is not None and subject.allows(setting) else None
+        return self._settings.subject(current) if current is not None else None
 
     def _how_busy(self) -> Busy:
         slot, process = self._incumbent.slot, self._incumbent.process
@@ -488,7 +454,7 @@ class Agent:
             is_serving=self._incumbent.is_serving,
             has_room=slot is not None and self._weigh(slot, process).is_enough,
             load=host.load_average(),
-            cores=self._board.cores,
+            cores=self._settings.board.cores,
         )
 
     def _deployment_changed(self, deployment: Deployment) -> None:

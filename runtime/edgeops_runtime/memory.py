@@ -4,12 +4,19 @@ Estimates, made before anything is loaded: the incumbent's worker is there to be
 follows is decided in :mod:`edgeops_runtime.deployment`.
 """
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from edgeops.bundle import MANIFEST_FILE, read_manifest
+from edgeops.errors import EdgeOpsError
 from edgeops_runtime import host
 from edgeops_runtime.deployment import Weighed
+from edgeops_runtime.slots import Slot
+
+logger = logging.getLogger(__name__)
 
 RESERVE_PERCENT = 15.0
 """Of the memory that stays free: with less, the load ladder would put back what was just started."""
@@ -74,3 +81,43 @@ def weigh(
     usual = WORKER_BYTES + _COPIES * incumbent_file_bytes if incumbent_bytes is None else incumbent_bytes
     reserve = int((memory.total or 0) * RESERVE_PERCENT / 100)
     return Weighed(needed=max(usual + more, required_bytes), available=memory.available, reserve=reserve)
+
+
+class Scales:
+    """Weighs versions that are on the device.
+
+    Args:
+        bundle_path: Where the bundle of a digest lies.
+        read: What memory there is.
+    """
+
+    def __init__(self, bundle_path: Callable[[str], Path], read: Callable[[], Memory] = read_memory) -> None:
+        self._bundle_path, self._read = bundle_path, read
+
+    def weigh(self, candidate: Slot, current: Slot | None, *, worker_pid: int | None) -> Weighed:
+        """What a worker of the candidate would take beside that of the current version.
+
+        Args:
+            candidate: Its bundle is here; likewise of ``current``.
+            current: ``None``: there is none.
+            worker_pid: Of the current version's worker, if there is one to look at.
+        """
+        size_bytes, required_bytes = self._demands(candidate)
+        return weigh(
+            self._read(),
+            incumbent_bytes=host.rss_bytes(worker_pid) if worker_pid is not None else None,
+            incumbent_file_bytes=self._demands(current)[0] if current is not None else 0,
+            candidate_file_bytes=size_bytes,
+            required_bytes=required_bytes,
+        )
+
+    def _demands(self, slot: Slot) -> tuple[int, int]:
+        """Size of a slot's model file, and the memory that its manifest asks for, in bytes."""
+        try:
+            # Without a key: its signature was checked when it was brought.
+            manifest = read_manifest((self._bundle_path(slot.digest) / MANIFEST_FILE).read_bytes(), keys=None)
+            variant = manifest.variant(slot.variant)
+        except (EdgeOpsError, OSError) as error:
+            logger.warning("%s: %s", slot.version, error)
+            return 0, 0
+        return manifest.files[variant.file].size_bytes, variant.requires.memory_mb << 20

@@ -1,8 +1,10 @@
 """Whether a second worker fits beside the first."""
 
+import os
 from pathlib import Path
 
-from edgeops_runtime.memory import RESERVE_PERCENT, WORKER_BYTES, Memory, read_memory, weigh
+from edgeops_runtime.memory import RESERVE_PERCENT, WORKER_BYTES, Memory, Scales, read_memory, weigh
+from edgeops_runtime.slots import Slot
 
 MB = 1 << 20
 BOARD = Memory(available=200 * MB, total=400 * MB)
@@ -53,3 +55,15 @@ def test_control_group_counts_where_it_leaves_less_than_the_machine(tmp_path):
     unlimited = Memory(available=300000 << 10, total=512000 << 10)
     assert read_memory(*machine(tmp_path / "b", limit=str(900 * MB))) == unlimited
     assert read_memory(*machine(tmp_path / "c", limit="max")) == unlimited
+
+
+def test_scales_read_the_files_and_the_manifest_of_versions_that_are_here(make_bundle):
+    bundle = make_bundle("1.0.0")
+    scales = Scales(lambda digest: bundle.path if digest == "sha256:a" else Path("/nonexistent"), lambda: BOARD)
+    here = Slot(version="1.0.0", digest="sha256:a", variant="onnx", engine="onnxruntime")
+    size = (bundle.path / "model.onnx").stat().st_size
+    assert scales.weigh(here, None, worker_pid=None).needed == WORKER_BYTES + 2 * size
+    beside = scales.weigh(here, here, worker_pid=os.getpid()).needed
+    assert beside > 10 * MB
+    gone = Slot(version="1.1.0", digest="sha256:b", variant="onnx", engine="onnxruntime")
+    assert scales.weigh(gone, None, worker_pid=None).needed == WORKER_BYTES

@@ -15,10 +15,12 @@ from edgeops.bundle import open_bundle
 from edgeops_runtime.commands import edgeops_agent
 from edgeops_runtime.engines.options import SessionOptions
 from edgeops_runtime.ladder import Rung
+from edgeops_runtime.slots import Slot
 from edgeops_runtime.tuning.choice import Measured, Setting, choose, next_setting, option_flips
 from edgeops_runtime.tuning.idle import Situation
+from edgeops_runtime.tuning.known import KnownSettings
 from edgeops_runtime.tuning.measurement import measure
-from edgeops_runtime.tuning.tuner import Board, Order, Remembered, Tuner, TuningStore
+from edgeops_runtime.tuning.tuner import Board, Order, Remembered, Subject, Tuner, TuningStore
 from edgeops_runtime.variants import VariantChooser
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
@@ -208,29 +210,39 @@ def test_command_shows_what_was_tried_and_remembers(make_bundle, tmp_path):
     assert CliRunner().invoke(edgeops_agent, arguments[:3]).exit_code == 1
 
 
-def test_choice_holds_for_one_bundle_engine_and_board(tmp_path):
-    store = TuningStore(tmp_path / "tuning.json")
-    key = {"variant": "onnx", "engine": "onnxruntime", "engine_version": "1.32", "board": BOARD}
-    assert store.find("sha256:a", **key) is None
+def test_choice_holds_for_one_bundle_engine_and_board_and_what_the_settings_allow(tmp_path):
+    path = tmp_path / "tuning.json"
+    slot = Slot(version="1.0.0", digest="sha256:a", variant="onnx", engine="onnxruntime")
+    subject = Subject(slot=slot, bundle=tmp_path, engine_version="1.32")
+    store = TuningStore(path)
+    assert store.find(subject, board=BOARD) is None
     store.add(Remembered(digest="sha256:a", engine_version="1.32", board=BOARD, setting=TWO, reason=""))
-    again = TuningStore(tmp_path / "tuning.json")
-    assert again.find("sha256:a", **key) == TWO
-    assert again.preferred("sha256:a", engines={"onnxruntime": "1.32"}, board=BOARD) == TWO
-    for change in (
-        {"variant": "x"},
-        {"engine": "litert"},
-        {"engine_version": "1.33"},
-        {"board": Board(cpu="b", cores=4)},
+    again = TuningStore(path)
+    assert again.find(subject, board=BOARD) == TWO
+    replace = msgspec.structs.replace
+    for other in (
+        replace(subject, slot=replace(slot, digest="sha256:b")),
+        replace(subject, slot=replace(slot, variant="x")),
+        replace(subject, slot=replace(slot, engine="litert")),
+        replace(subject, engine_version="1.33"),
+        replace(subject, threads=1, may_vary=False),
     ):
-        assert again.find("sha256:a", **(key | change)) is None
-    assert again.preferred("sha256:a", engines={"onnxruntime": "1.33"}, board=BOARD) is None
+        assert again.find(other, board=BOARD) is None
+    assert again.find(subject, board=Board(cpu="another", cores=4)) is None
     store.add(Remembered(digest="sha256:a", engine_version="1.32", board=BOARD, setting=LEAN, reason=""))
-    assert again.find("sha256:a", **key) == LEAN
+    assert again.find(subject, board=BOARD) == LEAN
+    path.write_bytes(b"\xff")
+    assert again.find(subject, board=BOARD) is None
+
+
+def test_only_the_last_choices_are_kept(tmp_path):
+    store = TuningStore(tmp_path / "tuning.json")
     for number in range(20):
         store.add(Remembered(digest=f"sha256:{number}", engine_version="1", board=BOARD, setting=TWO, reason=""))
-    assert len(json.loads((tmp_path / "tuning.json").read_text())) == 8
-    (tmp_path / "tuning.json").write_bytes(b"\xff")
-    assert again.find("sha256:a", **key) is None
+    engines = {"onnxruntime": "1"}
+    assert store.preferred("sha256:19", engines=engines, board=BOARD) == TWO
+    assert store.preferred("sha256:1", engines=engines, board=BOARD) is None
+    assert store.preferred("sha256:19", engines={"onnxruntime": "2"}, board=BOARD) is None
 
 
 def test_variant_that_was_measured_best_is_taken_where_it_can_run(small_bundle):
@@ -289,7 +301,7 @@ def test_idle_agent_tunes_once_and_the_next_start_of_the_worker_has_it_unless_it
     assert len(station.notices("tuned")) == 1
 
 
-def test_deployment_ends_a_tuning_and_settings_of_the_agent_win(station, tmp_path, release_key):
+def test_deployment_ends_a_tuning(station, tmp_path, release_key):
     station.make_tuner = lambda: Tuner(says("import time; time.sleep(60)"))
     station.start()
     station.install(scripted_bundle(tmp_path, "1.0.0", release_key))
@@ -299,25 +311,21 @@ def test_deployment_ends_a_tuning_and_settings_of_the_agent_win(station, tmp_pat
     eventually(lambda: station.agent._idle_tuning._under_way is None)
     assert tuner.is_cancelled
     assert station.notices("tuned") == []
-    slot = station.agent._store.slots.current
-    subject = station.agent._to_tune()
-    setting = Setting(variant=slot.variant, engine=slot.engine, threads=2)
-    station.agent._tuning_store.add(
-        Remembered(
-            digest=slot.digest,
-            engine_version=subject.engine_version,
-            board=Board.here(),
-            setting=setting,
-            reason="",
-        )
-    )
-    assert station.agent._tuned(slot) == setting
-    station.stop()
-    station.settings["threads"] = 1
-    station.start()
-    assert station.agent._tuned(slot) is None
-    station.stop()
-    del station.settings["threads"]
-    station.settings["tune"] = False
-    station.start()
-    assert station.agent._tuned(slot) is None
+
+
+def test_settings_of_the_agent_win(tmp_path):
+    slot = Slot(version="1.0.0", digest="sha256:a", variant="onnx", engine="onnxruntime")
+    store = TuningStore(tmp_path / "tuning.json")
+
+    def known(**settings) -> KnownSettings:
+        usual = {"threads": None, "is_used": True, "engines": lambda: {"onnxruntime": "1.32"}}
+        return KnownSettings(store, bundle_path=lambda _: tmp_path, **(usual | settings))
+
+    store.add(Remembered(digest="sha256:a", engine_version="1.32", board=known().board, setting=TWO, reason=""))
+    engines = {"onnxruntime": "1.32"}
+    assert known().find(slot) == known(threads=2).find(slot) == TWO
+    assert known().best_variant("sha256:a", engines) == ("onnx", "onnxruntime")
+    assert known(threads=1).find(slot) is None
+    assert known(is_used=False).find(slot) is known(is_used=False).best_variant("sha256:a", engines) is None
+    assert known(engines=dict).subject(slot) is None
+    assert known(threads=3).subject(slot).usual.threads == 3

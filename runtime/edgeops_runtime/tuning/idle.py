@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -16,41 +15,14 @@ from edgeops.bundle import open_bundle
 from edgeops.errors import EdgeOpsError
 from edgeops_runtime.ladder import Rung
 from edgeops_runtime.loop import Loop
-from edgeops_runtime.slots import Slot
-from edgeops_runtime.tuning.choice import Choice, Setting
-from edgeops_runtime.tuning.tuner import Remembered, Tuner, TuningStore
+from edgeops_runtime.tuning.choice import Choice
+from edgeops_runtime.tuning.tuner import Remembered, Subject, Tuner, TuningStore
 
 logger = logging.getLogger(__name__)
 
 LOOK_S = 60.0
 IDLE_LOAD = 0.5
 """Load average for each core, at most, of a board that is called idle."""
-
-
-class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is to tune.
-
-    Attributes:
-        slot: The version that serves.
-        bundle: Its directory.
-        engine_version: Of its engine.
-        threads: Of one inference as usual; ``may_vary``: whether others may be taken.
-    """
-
-    slot: Slot
-    bundle: Path
-    engine_version: str
-    threads: int = 1
-    may_vary: bool = True
-
-    @property
-    def usual(self) -> Setting:
-        """As it runs untuned."""
-        return Setting(variant=self.slot.variant, engine=self.slot.engine, threads=self.threads)
-
-    def allows(self, setting: Setting) -> bool:
-        """Whether the settings of the agent leave room for a choice."""
-        return self.may_vary or setting.threads == self.threads
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +87,7 @@ class IdleTuning:
         if self._under_way is not None or subject is None or subject.slot.digest in self._fruitless:
             return
         tuner = self._make_tuner()
-        if self._find(subject, tuner) is not None or not self._situation().is_idle:
+        if self._store.find(subject, board=tuner.board) is not None or not self._situation().is_idle:
             return
         self._under_way = tuner
         threading.Thread(target=self._tune, args=(tuner, subject), name="tuning", daemon=True).start()
@@ -124,17 +96,6 @@ class IdleTuning:
         """Something more important begins: what was measured is forgotten, and measured again another time."""
         if self._under_way is not None:
             self._under_way.cancel()
-
-    def _find(self, subject: Subject, tuner: Tuner) -> Setting | None:
-        slot = subject.slot
-        found = self._store.find(
-            slot.digest,
-            variant=slot.variant,
-            engine=slot.engine,
-            engine_version=subject.engine_version,
-            board=tuner.board,
-        )
-        return found if found is not None and subject.allows(found) else None
 
     def _tune(self, tuner: Tuner, subject: Subject) -> None:
         choice = None

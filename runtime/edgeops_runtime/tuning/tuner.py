@@ -20,6 +20,7 @@ from edgeops.bundle import Bundle
 from edgeops.files import write_durably
 from edgeops_runtime import host
 from edgeops_runtime.engines.options import SessionOptions
+from edgeops_runtime.slots import Slot
 from edgeops_runtime.tuning.choice import Choice, Measured, Setting, choose, next_setting, option_flips, thread_counts
 from edgeops_runtime.worker_process import ENVIRONMENT
 
@@ -175,6 +176,32 @@ def _flips(bundle: Bundle, setting: Setting) -> Sequence[SessionOptions]:
     return option_flips(setting, fixed_rows=bundle.manifest.variant(setting.variant).batch is not None)
 
 
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to tune.
+
+    Attributes:
+        slot: The version that serves.
+        bundle: Its directory.
+        engine_version: Of its engine.
+        threads: Of one inference as usual; ``may_vary``: whether others may be taken.
+    """
+
+    slot: Slot
+    bundle: Path
+    engine_version: str
+    threads: int = 1
+    may_vary: bool = True
+
+    @property
+    def usual(self) -> Setting:
+        """As it runs untuned."""
+        return Setting(variant=self.slot.variant, engine=self.slot.engine, threads=self.threads)
+
+    def allows(self, setting: Setting) -> bool:
+        """Whether the settings of the agent leave room for a choice."""
+        return self.may_vary or setting.threads == self.threads
+
+
 class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     """A choice, and what it holds for.
 
@@ -202,12 +229,13 @@ class TuningStore:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def find(self, digest: str, *, variant: str, engine: str, engine_version: str, board: Board) -> Setting | None:
-        """What was chosen for a variant of a bundle on this very engine and board."""
+    def find(self, subject: Subject, *, board: Board) -> Setting | None:
+        """What was chosen for a version on this very engine and board, where its settings still allow it."""
+        slot = subject.slot
         for known in self._read():
             key = (known.digest, known.setting.variant, known.setting.engine, known.engine_version, known.board)
-            if key == (digest, variant, engine, engine_version, board):
-                return known.setting
+            if key == (slot.digest, slot.variant, slot.engine, subject.engine_version, board):
+                return known.setting if subject.allows(known.setting) else None
         return None
 
     def preferred(self, digest: str, *, engines: Mapping[str, str], board: Board) -> Setting | None:
