@@ -1,5 +1,6 @@
 """``edgeops-agent``: the way into :mod:`edgeops_runtime.service` when it is to run, else into :mod:`edgeops_runtime.commands`."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main() -> None:
 
 
 def _run(config_path: Path) -> None:
+    gc.disable()  # The imports make objects that stay; the service has garbage collected again when it runs.
     from edgeops_runtime import service  # noqa: PLC0415 - the other commands need less
 
     try:

@@ -1,6 +1,6 @@
 """What the agent and a worker say to each other, over a socket pair: JSON, one object a line.
 
-The worker is started with ``python -m edgeops_runtime.serving.worker`` and a :class:`Launch` as its only argument, which is JSON
+The worker is started with ``python -m edgeops_runtime.serving`` and a :class:`Launch` as its only argument, which is JSON
 too. It loads and warms up, sends :class:`Ready` or :class:`Failed`, and serves only when told :class:`Serve`. A worker whose
 control socket ends exits at once.
 """

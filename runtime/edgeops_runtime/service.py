@@ -4,6 +4,7 @@ Kept apart from :mod:`edgeops_runtime.commands`, so that a process that lives fo
 library of an enrolment in its memory.
 """
 
+import gc
 import logging
 import os
 import platform
@@ -42,6 +43,9 @@ def run(config_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: agent.stop())
     logger.info("%s serves at %s", identity.device, agent.address)
+    gc.collect()
+    gc.freeze()  # What the start has made stays, and need not be looked through again.
+    gc.enable()
     agent.run()
 
 

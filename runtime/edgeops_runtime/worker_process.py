@@ -23,7 +23,7 @@ from edgeops_runtime.engines.options import SessionOptions
 
 logger = logging.getLogger(__name__)
 
-WORKER_COMMAND = (sys.executable, "-m", "edgeops_runtime.serving.worker")
+WORKER_COMMAND = (sys.executable, "-m", "edgeops_runtime.serving")
 
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",  # glibc's arenas, one for each thread of a connection, keep what they were once given.

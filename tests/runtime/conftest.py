@@ -41,7 +41,7 @@ class RunningWorker:
                 control_fd=theirs.fileno(),
             )
             self.process = subprocess.Popen(
-                [python, "-m", "edgeops_runtime.serving.worker", launch.argument],
+                [python, "-m", "edgeops_runtime.serving", launch.argument],
                 pass_fds=(listening.fileno(), theirs.fileno()),
                 stdin=subprocess.DEVNULL,
             )

@@ -1,11 +1,12 @@
 """The worker process: one variant of one bundle on one engine, answering on a socket that it inherits.
 
-The agent starts it with ``python -m edgeops_runtime.serving.worker`` and tells it what to do, as
+The agent starts it with ``python -m edgeops_runtime.serving`` and tells it what to do, as
 :mod:`edgeops_runtime.control` says. The main thread converses with the agent, each connection has a thread. When the agent is
 gone the worker exits at once: whoever restarts the agent starts new workers.
 """
 
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -213,6 +214,8 @@ def main(argument: str) -> None:
         )
     )
     give_memory_back()  # What the load took: the agent has its answer, and nobody asks yet.
+    gc.freeze()  # What is there now stays, and need not be looked through again.
+    gc.enable()
     worker.obey()
 
 
@@ -220,7 +223,3 @@ def _never_block(descriptor: int) -> None:
     """Let writes to a pipe that nobody reads fail rather than wait: an engine's chatter must not stop inference."""
     if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_NONBLOCK)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
