@@ -98,9 +98,8 @@ class WorkerProcess:
                     [*command, launch.argument],
                     pass_fds=(listen_fd, theirs.fileno()),
                     stdin=subprocess.DEVNULL,
-                    env={**ENVIRONMENT, **os.environ},
                     process_group=0,
-                    env=os.environ | more,
+                    env={**ENVIRONMENT, **os.environ, **more},
                 )
             except OSError as error:
                 ours.close()
