@@ -17,7 +17,7 @@ import msgspec
 from edgeops.errors import ConflictError, ManifestError, TransientError, UntrustedError
 from edgeops.files import digest_bytes, digest_file, sync_directory, write_durably
 from edgeops.manifest import FileEntry, Manifest, check_path, decode_manifest, encode_manifest
-from edgeops.signing import MANIFEST, PublicKey, SigningKey, seal, unseal
+from edgeops.signing import MANIFEST, PublicKey, SigningKey, Unseal, seal, unseal
 
 MANIFEST_FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 4 << 20
@@ -35,13 +35,16 @@ class Bundle(msgspec.Struct, frozen=True):
         return self.path / name
 
 
-def read_manifest(envelope: bytes, *, keys: Iterable[PublicKey] | None, where: str = MANIFEST_FILE) -> Manifest:
+def read_manifest(
+    envelope: bytes, *, keys: Iterable[PublicKey] | None, where: str = MANIFEST_FILE, unseal: Unseal = unseal
+) -> Manifest:
     """Check the signature of a manifest and read it.
 
     Args:
         envelope: The bytes of ``manifest.json``.
         keys: One of these must have signed; ``None`` does not ask for a signature.
         where: Named in errors.
+        unseal: Checks the signature.
 
     Raises:
         UntrustedError: None of the keys signed it.
@@ -54,13 +57,16 @@ def read_manifest(envelope: bytes, *, keys: Iterable[PublicKey] | None, where: s
     return decode_manifest(payload, where=where)
 
 
-def open_bundle(path: Path, *, keys: Iterable[PublicKey] | None = None, partial: bool = False) -> Bundle:
+def open_bundle(
+    path: Path, *, keys: Iterable[PublicKey] | None = None, partial: bool = False, unseal: Unseal = unseal
+) -> Bundle:
     """Open a bundle directory and verify every file.
 
     Args:
         path: The directory.
         keys: One of these must have signed the manifest; ``None`` does not ask for a signature.
         partial: Files may be missing (a device fetches the variant that it runs); those present are verified.
+        unseal: Checks the signature.
 
     Raises:
         UntrustedError: None of the keys signed it.
@@ -74,7 +80,7 @@ def open_bundle(path: Path, *, keys: Iterable[PublicKey] | None = None, partial:
         raise ManifestError(f"{path}: expected a bundle directory with {MANIFEST_FILE}: {error.strerror}") from error
     if len(envelope) > _MAX_MANIFEST_BYTES:
         raise ManifestError(f"{manifest_path}: expected at most {_MAX_MANIFEST_BYTES} bytes")
-    manifest = read_manifest(envelope, keys=keys, where=str(manifest_path))
+    manifest = read_manifest(envelope, keys=keys, where=str(manifest_path), unseal=unseal)
     for name, entry in manifest.files.items():
         file = path / name
         if any((path / parent).is_symlink() for parent in PurePosixPath(name).parents):

@@ -3,6 +3,9 @@
 An envelope is JSON: ``{"payload": {…}, "signatures": [{"key": "…", "value": "…"}]}``. The signature covers the bytes of
 ``payload`` as they stand in the envelope, after a prefix that names the kind of document, so that a signed manifest never
 passes as a signed desired state. Which keys to trust is the caller's knowledge.
+
+The library behind it is imported when a signature is made or checked, and takes 7 MB: a process that only hands keys on, as the
+agent of a device does, has none of it.
 """
 
 import base64
@@ -10,16 +13,20 @@ import binascii
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edgeops.errors import ConfigError, UntrustedError
 from edgeops.files import make_directories, write_durably
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 MANIFEST = "manifest"
 DESIRED = "desired"
+
+_KEY_BYTES = 32
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,18 +53,22 @@ class PublicKey:
             ConfigError: The text is not the base64 of 32 bytes.
         """
         try:
-            raw = base64.b64decode(text, validate=True)
-            self._key = Ed25519PublicKey.from_public_bytes(raw)
-        except (binascii.Error, ValueError) as error:
-            raise ConfigError(f"public key: expected the base64 of 32 bytes, got {text[:60]!r}") from error
+            self._raw = base64.b64decode(text, validate=True)
+        except ValueError:
+            self._raw = b""
+        if len(self._raw) != _KEY_BYTES:
+            raise ConfigError(f"public key: expected the base64 of {_KEY_BYTES} bytes, got {text[:60]!r}")
         self.text = text
-        self.id = hashlib.sha256(raw).hexdigest()[:16]
+        self.id = hashlib.sha256(self._raw).hexdigest()[:16]
 
     def has_signed(self, data: bytes, signature: bytes) -> bool:
         """Whether this key made the signature over the data."""
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - see above: only where it is used
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415 - likewise
+
         try:
-            self._key.verify(signature, data)
-        except InvalidSignature:
+            Ed25519PublicKey.from_public_bytes(self._raw).verify(signature, data)
+        except (InvalidSignature, ValueError):  # ValueError: 32 bytes that are no point on the curve.
             return False
         return True
 
@@ -65,13 +76,15 @@ class PublicKey:
 class SigningKey:
     """A private key; kept in a file of mode 0600 that holds the base64 of its 32 bytes."""
 
-    def __init__(self, key: Ed25519PrivateKey) -> None:
+    def __init__(self, key: "Ed25519PrivateKey") -> None:
         self._key = key
         self.public = PublicKey(base64.b64encode(key.public_key().public_bytes_raw()).decode())
 
     @classmethod
     def generate(cls) -> "SigningKey":
         """Make a new key pair."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - see above
+
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
@@ -81,6 +94,8 @@ class SigningKey:
         Raises:
             ConfigError: The file is missing or does not hold a key.
         """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - see above
+
         try:
             raw = base64.b64decode(path.read_text().strip(), validate=True)
             return cls(Ed25519PrivateKey.from_private_bytes(raw))
@@ -114,6 +129,17 @@ class SigningKey:
         return self._key.sign(data)
 
 
+class Unseal(Protocol):
+    """Takes payloads out of envelopes, as :func:`unseal` does."""
+
+    def __call__(self, envelope: bytes, *, kind: str, keys: Iterable[PublicKey] | None) -> bytes:
+        """See :func:`unseal`.
+
+        Raises:
+            UntrustedError: It is not an envelope, or none of the keys signed it.
+        """
+
+
 def seal(payload: bytes, *, kind: str, keys: Iterable[SigningKey] = ()) -> bytes:
     """Put a JSON document into an envelope.
 
@@ -138,10 +164,7 @@ def unseal(envelope: bytes, *, kind: str, keys: Iterable[PublicKey] | None) -> b
     Raises:
         UntrustedError: It is not an envelope, or none of the keys signed it.
     """
-    try:
-        opened = msgspec.json.decode(envelope, type=Envelope)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UntrustedError(f"{kind}: not a signed envelope: {error}") from error
+    opened = open_envelope(envelope, kind=kind)
     payload = bytes(opened.payload)
     if keys is None:
         return payload
@@ -155,6 +178,22 @@ def unseal(envelope: bytes, *, kind: str, keys: Iterable[PublicKey] | None) -> b
     raise UntrustedError(
         f"{kind}: expected a valid signature by one of the keys {sorted(trusted)}, got one by {signers}"
     )
+
+
+def open_envelope(envelope: bytes, *, kind: str) -> Envelope:
+    """Read an envelope without believing it.
+
+    Args:
+        envelope: What :func:`seal` made.
+        kind: Named in errors.
+
+    Raises:
+        UntrustedError: It is not an envelope.
+    """
+    try:
+        return msgspec.json.decode(envelope, type=Envelope)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UntrustedError(f"{kind}: not a signed envelope: {error}") from error
 
 
 def _signed_bytes(payload: bytes, kind: str) -> bytes:

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from edgeops.__main__ import COMMANDS, edgeops
-from edgeops_runtime.__main__ import edgeops_agent
+from edgeops_runtime.commands import edgeops_agent
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from edgeops_runtime import agent, crew, deployer
-from edgeops_runtime.__main__ import edgeops_agent
+from edgeops_runtime.commands import edgeops_agent
 from edgeops_runtime.config import Config
 from edgeops_runtime.identity import KEY_FILE
 from edgeops_runtime.watchdog import GRACE_S

@@ -1,217 +1,35 @@
-"""The command ``edgeops-agent``: join a fleet, run, show the state, look for what is wrong.
+"""``edgeops-agent``: the way into :mod:`edgeops_runtime.service` when it is to run, else into :mod:`edgeops_runtime.commands`."""
 
-What happens then is :mod:`edgeops_runtime.agent`'s and :mod:`edgeops_runtime.doctor`'s.
-"""
-
-import json
-import logging
-import os
-import platform
-import signal
+import gc
+import sys
 from pathlib import Path
-from typing import Any
 
-import click
-import msgspec
-
-from edgeops import __version__
-from edgeops.__main__ import run as run_command
-from edgeops.errors import ConfigError, InputError
-from edgeops.files import write_durably
-from edgeops.link import Link
-from edgeops.mqtt import MqttLink
-from edgeops.selection import Attribute
-from edgeops.topics import check_name
-from edgeops_runtime.agent import ADDRESS_FILE, Agent
-from edgeops_runtime.config import Config, load_config
-from edgeops_runtime.desired import DesiredState
-from edgeops_runtime.doctor.examiner import Examiner
-from edgeops_runtime.doctor.report import diagnose
-from edgeops_runtime.engines import available_engines
-from edgeops_runtime.identity import Identity, enrol, is_enrolled, load_identity
-from edgeops_runtime.lifetimes import is_locked, read_boot
-from edgeops_runtime.slots import SlotStore
-
-logger = logging.getLogger(__name__)
-
-_CONFIG_OPTION = click.option(
-    "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The agent.toml."
-)
-
-
-@click.group()
-@click.version_option(__version__, prog_name="edgeops-agent")
-def edgeops_agent() -> None:
-    """Keep a model serving on this device, as the fleet wants it."""
-
-
-@edgeops_agent.command("enrol")
-@click.option("--server", required=True, help="Base URL of the fleet's server.")
-@click.option("--token", required=True, help="One-time token from `edgeops fleet token`.")
-@click.option("--device", required=True, help="The id that this device is to have.")
-@click.option("--data", required=True, type=click.Path(path_type=Path, file_okay=False), help="The agent's directory.")
-@click.option(
-    "--attribute", "attributes", multiple=True, metavar="KEY=VALUE", help="Something that rollouts can ask for."
-)
-@click.option(
-    "--listen",
-    default="",
-    show_default="a Unix socket, DATA/serve.sock",
-    help="Where inferences will be served: address:port or unix:/path.",
-)
-def enrol_command(
-    *, server: str, token: str, device: str, data: Path, attributes: tuple[str, ...], listen: str
-) -> None:
-    """Join a fleet: make a key pair, use up the token, write identity.json and, where there is none, agent.toml."""
-    config = Config(data=str(data), listen=listen)
-    identity = enrol(
-        config.directory, server=server, token=token, device=device, attributes=_attributes(attributes, config)
-    )
-    path = config.directory / "agent.toml"
-    if not path.exists():
-        # A JSON string is a TOML string.
-        lines = [f"data = {json.dumps(str(config.directory))}", *([f"listen = {json.dumps(listen)}"] if listen else [])]
-        write_durably(path, ("\n".join(lines) + "\n").encode())
-    click.echo(f"{identity.device} is in fleet {identity.fleet}, group {identity.group}")
-    click.echo(f"start it with: edgeops-agent run --config {path}")
-
-
-@edgeops_agent.command("run")
-@_CONFIG_OPTION
-def run_agent(*, config_path: Path) -> None:
-    """Run in the foreground, until SIGTERM or Ctrl-C."""
-    config = load_config(config_path)
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    identity = _identity(config, config_path)
-    agent = Agent(config, identity, _link(identity))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: agent.stop())
-    logger.info("%s serves at %s", identity.device, agent.address)
-    agent.run()
-
-
-@edgeops_agent.command("status")
-@_CONFIG_OPTION
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def status_command(*, config_path: Path, as_json: bool) -> None:
-    """Show the state on disk; the agent need not run."""
-    state = read_status(load_config(config_path))
-    if as_json:
-        click.echo(json.dumps(state, indent=2))
-        return
-    for key, value in state.items():
-        click.echo(f"{key:<12} {_in_words(value)}")
-
-
-@edgeops_agent.command("doctor")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The agent.toml; without it, only the engines and the machine are looked at.",
-)
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def doctor_command(*, config_path: Path | None, as_json: bool) -> int:
-    """Look for what would keep a model from being served here; try each engine. Exit code 1 when there is something."""
-    config = load_config(config_path) if config_path is not None else None
-    report = diagnose(config, Examiner())
-    if as_json:
-        click.echo(json.dumps({"can_serve": report.can_serve, **msgspec.to_builtins(report)}, indent=2))
-    else:
-        for line in report.lines:
-            click.echo(f"{line.subject:<12} {line.level:<8} {line.text}")
-        click.echo(
-            "a model can be served here" if report.can_serve else "a model cannot be served here: see each failure"
-        )
-    return 0 if report.can_serve else 1
-
-
-def read_status(config: Config) -> dict[str, Any]:
-    """The state of an agent from its files, as JSON values.
-
-    Raises:
-        ConfigError: The device is not enrolled.
-    """
-    directory = config.directory
-    identity = load_identity(directory)
-    slots = SlotStore(directory).slots
-    desired = DesiredState(directory, identity)
-    return {
-        "device": identity.device,
-        "fleet": identity.fleet,
-        "group": identity.group,
-        "running": is_locked(directory),
-        "address": _read(directory / ADDRESS_FILE),
-        "boot": read_boot(directory),
-        "engines": available_engines(),
-        "generation": desired.generation,
-        "model": slots.model or None,
-        "current": msgspec.to_builtins(slots.current),
-        "previous": msgspec.to_builtins(slots.previous),
-        "candidate": msgspec.to_builtins(slots.candidate),
-        "quarantine": slots.quarantine,
-        "outbox_bytes": sum(path.stat().st_size for path in (directory / "outbox").glob("*.log")),
-    }
-
-
-def _identity(config: Config, config_path: Path) -> Identity:
-    directory = config.directory
-    if not is_enrolled(directory) and config.server:
-        if not (config.token and config.device):
-            raise ConfigError(f"{config_path}: device, token: expected both beside server, for the enrolment")
-        return enrol(
-            directory,
-            server=config.server,
-            token=config.token,
-            device=config.device,
-            attributes=_attributes((), config),
-        )
-    return load_identity(directory)
-
-
-def _attributes(pairs: tuple[str, ...], config: Config) -> dict[str, Attribute]:
-    """What the device says of itself: the machine, then the configuration, then the command line."""
-    engines = available_engines()
-    usable = [engine for engine in config.engines or engines if engine in engines]
-    attributes: dict[str, Attribute] = {"arch": platform.machine(), "cpus": os.cpu_count() or 1}
-    if usable:
-        attributes["engine"] = usable[0]
-    attributes |= config.attributes
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise InputError(f"--attribute: expected KEY=VALUE, got {pair!r}")
-        attributes[check_name("attribute", key)] = value
-    return attributes
-
-
-def _link(identity: Identity) -> Link:
-    enrolment = identity.enrolment
-    return MqttLink(
-        enrolment.broker_host,
-        enrolment.broker_port,
-        client_id=f"edgeops-{identity.fleet}-{identity.device}",
-        username=enrolment.username,
-        password=enrolment.password,
-    )
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner not in ("", None)) or "-"
-    return "-" if value is None else str(value)
+from edgeops.errors import EdgeOpsError
 
 
 def main() -> None:
     """Entry point of ``edgeops-agent``."""
-    run_command(edgeops_agent, "edgeops-agent")
+    match sys.argv[1:]:
+        case ["run", "--config", config] if config:
+            # What services are started with; the library of the command line would stay in memory for months.
+            _run(Path(config))
+        case _:
+            from edgeops_runtime.commands import main as run_command  # noqa: PLC0415 - see above
+
+            run_command()
+
+
+def _run(config_path: Path) -> None:
+    gc.disable()  # The imports make objects that stay; the service has garbage collected again when it runs.
+    from edgeops_runtime import service  # noqa: PLC0415 - the other commands need less
+
+    try:
+        service.run(config_path)
+    except EdgeOpsError as error:
+        sys.stderr.write(f"edgeops-agent: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

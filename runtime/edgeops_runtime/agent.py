@@ -16,6 +16,7 @@ from edgeops import __version__
 from edgeops.errors import ConfigError
 from edgeops.link import Link
 from edgeops.messages import Ack, Birth, Command, DeploymentState, ModelState, ReasonClass, Trial
+from edgeops.signing import Unseal
 from edgeops.topics import Topics
 from edgeops_runtime import admission, host
 from edgeops_runtime.admission import Decision, Situation, Verdict
@@ -26,7 +27,7 @@ from edgeops_runtime.config import Config
 from edgeops_runtime.control import CaptureEnded, Collect, Sampled
 from edgeops_runtime.crew import Crew
 from edgeops_runtime.deployer import Deployer
-from edgeops_runtime.deployment import Deployment
+from edgeops_runtime.deployment import Deployment, Weighed
 from edgeops_runtime.desired import DesiredState
 from edgeops_runtime.doctor.examiner import PROBE_COMMAND, Examiner
 from edgeops_runtime.doctor.verdicts import VerdictStore
@@ -39,12 +40,19 @@ from edgeops_runtime.ladder import Ladder, signals
 from edgeops_runtime.lifetimes import count_boot, lock_directory, read_machine_boot, volatile_directory
 from edgeops_runtime.loop import Loop, Timer
 from edgeops_runtime.mailbox import Mailbox, Receivers
+from edgeops_runtime.memory import Memory, Scales, read_memory
+from edgeops_runtime.notary import Notary
 from edgeops_runtime.outbox import Outbox
 from edgeops_runtime.relief import Readings, Relief, read_signals
 from edgeops_runtime.retries import Retries
 from edgeops_runtime.slots import Candidate, Slot, Slots, SlotStore
 from edgeops_runtime.systemd import Notifier
 from edgeops_runtime.telemetry import Windows
+from edgeops_runtime.tuning.choice import Setting
+from edgeops_runtime.tuning.idle import LOOK_S, IdleTuning
+from edgeops_runtime.tuning.idle import Situation as Busy
+from edgeops_runtime.tuning.known import KnownSettings
+from edgeops_runtime.tuning.tuner import Subject, Tuner, TuningStore
 from edgeops_runtime.updater import Updater
 from edgeops_runtime.uplink import Uplink
 from edgeops_runtime.variants import VariantChooser
@@ -56,6 +64,7 @@ logger = logging.getLogger(__name__)
 
 ADDRESS_FILE = "address"
 ENGINES_FILE = "engines.json"
+TUNING_FILE = "tuning.json"
 _LOOK_AGAIN_S = 30.0
 _COMMIT_LOOK_S = 5.0
 _IDLE_S = 1.0
@@ -69,13 +78,16 @@ class Agent:
     Args:
         config: Its settings.
         identity: Who it is.
-        link: To the broker; opened and closed by the agent.
+        link: Makes the link to the broker, once the worker has been started; opened and closed by the agent.
         clock: The machine's clocks.
         downloader: Where blobs come from.
         worker_command: How to start a worker.
         probe_command: How to try an engine before its first use; ``None``: engines are taken as they are.
+        make_tuner: Makes what tries settings on the model that serves.
         read_signals: What the ladder reads.
         notifier: To systemd; by default as the environment says.
+        unseal: Checks signatures; by default in a process of its own.
+        read_memory: What memory there is for a second worker.
         rng: For the pauses between tries.
 
     Raises:
@@ -87,14 +99,17 @@ class Agent:
         self,
         config: Config,
         identity: Identity,
-        link: Link,
+        link: Callable[[], Link],
         clock: Clock | None = None,
         *,
         downloader: Downloader | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
         probe_command: Sequence[str] | None = PROBE_COMMAND,
+        make_tuner: Callable[[], Tuner] = partial(Tuner, is_idle_only=True),  # noqa: B008 - called for each tuning
         read_signals: Callable[[], Readings] = read_signals,
         notifier: Notifier | None = None,
+        unseal: Unseal | None = None,
+        read_memory: Callable[[], Memory] = read_memory,
         rng: random.Random | None = None,
     ) -> None:
         self.config, self.identity = config, identity
@@ -102,13 +117,24 @@ class Agent:
             directory = config.directory
             held.enter_context(lock_directory(directory))
             self._rng = rng or random.Random()  # noqa: S311 - not a secret
-            self._link = link
             self._clock = TrustedClock(clock or SystemClock(), directory / "clock")
             self._boot = count_boot(directory, now=self._clock.now())
             examiner = (
                 Examiner(VerdictStore(directory / ENGINES_FILE), command=probe_command) if probe_command else None
             )
-            self._variants = VariantChooser(config.engines, examiner, self._engine_failed)
+            self._blobs = BlobStore(directory)
+            self._scales = Scales(self._blobs.bundle_path, read_memory)
+            tunings = TuningStore(directory / TUNING_FILE)
+            self._settings = KnownSettings(
+                tunings,
+                bundle_path=self._blobs.bundle_path,
+                engines=lambda: self._variants.engines,
+                threads=config.threads,
+                is_used=config.tune,
+            )
+            self._variants = VariantChooser(
+                config.engines, examiner, self._engine_failed, measured=self._settings.best_variant
+            )
             self._notifier = notifier or Notifier()
             self._store = SlotStore(directory)
             self._set_model(config.model)
@@ -119,7 +145,6 @@ class Agent:
 
             self._loop = Loop(self._clock.uptime)
             self._windows = Windows()
-            self._blobs = BlobStore(directory)
             self._crew = Crew(
                 loop=self._loop,
                 uptime=self._clock.uptime,
@@ -127,7 +152,8 @@ class Agent:
                 bundle_path=self._blobs.bundle_path,
                 windows=self._windows,
                 on_sample=self._sampled,
-                threads=config.threads,
+                tuned=self._setting,
+                threads=config.threads or 1,
                 mqtt_url=config.mqtt_requests,
                 memory_bytes=config.worker_memory_mb << 20 if config.worker_memory_mb else None,
                 command=worker_command,
@@ -148,18 +174,20 @@ class Agent:
             stamp_now = partial(stamp, self._clock, self._boot, read_machine_boot())
             self._outbox = Outbox(directory / "outbox", quota_bytes=config.outbox_bytes, stamp=stamp_now)
             self._journal = Journal(self._outbox, stamp=stamp_now, watch=ClockWatch(self._clock))
+            self._link = link()
             topics = Topics(identity.fleet)
             self._uplink = Uplink(
                 loop=self._loop,
                 uptime=self._clock.uptime,
-                link=link,
+                link=self._link,
                 topics=topics,
                 device=identity.device,
                 boot=self._boot,
                 outbox=self._outbox,
                 describe=self._birth,
             )
-            self._desired = DesiredState(directory, identity)
+            unseal = unseal or Notary()
+            self._desired = DesiredState(directory, identity, unseal=unseal)
             self._mailbox = Mailbox(
                 loop=self._loop,
                 clock=self._clock,
@@ -174,13 +202,14 @@ class Agent:
                     notice=self._notice,
                 ),
             )
-            self._mailbox.subscribe(link, topics, identity)
+            self._mailbox.subscribe(self._link, topics, identity)
             updater = Updater(
                 self._blobs,
                 downloader or HttpDownloader(),
                 keys=identity.release_keys,
                 choose=self._variants.choose,
                 rng=self._rng,
+                unseal=unseal,
             )
             self._deployer = Deployer(
                 loop=self._loop,
@@ -193,6 +222,8 @@ class Agent:
                 journal=self._journal,
                 blob_url=identity.blob_url,
                 scratch=volatile_directory(directory),
+                weigh=self._weigh,
+                hold_s=config.swap_hold_s,
                 on_change=self._deployment_changed,
             )
             self._relief = Relief(
@@ -202,6 +233,14 @@ class Agent:
                 ladder=Ladder(signals(config.hot_c)),
                 ease=self._crew.ease,
                 strain=self._strained,
+                notice=self._notice,
+            )
+            self._idle_tuning = IdleTuning(
+                loop=self._loop,
+                store=tunings,
+                make_tuner=make_tuner,
+                subject=self._to_tune,
+                situation=self._how_busy,
                 notice=self._notice,
             )
             self._watchdog = Watchdog(
@@ -238,6 +277,8 @@ class Agent:
             self._variants.examine_beside(self._store.slots.current.engine)
         if self.config.shed_load:
             self._relief.look()
+        if self.config.tune:
+            self._loop.call_later(LOOK_S, self._idle_tuning.look)
         self._look()
         self._notifier.ready()
         self._tell_systemd()
@@ -392,7 +433,32 @@ class Agent:
 
         self._loop.post(tell)
 
+    def _weigh(self, candidate: Slot, incumbent: WorkerProcess | None) -> Weighed:
+        return self._scales.weigh(
+            candidate, self._store.slots.current, worker_pid=incumbent.pid if incumbent is not None else None
+        )
+
+    def _setting(self, slot: Slot) -> Setting | None:
+        """For a worker that is started now; one that died of something is started as usual, whatever it died of."""
+        return None if self._incumbent.has_died else self._settings.find(slot)
+
+    def _to_tune(self) -> Subject | None:
+        current = self._store.slots.current
+        return self._settings.subject(current) if current is not None else None
+
+    def _how_busy(self) -> Busy:
+        slot, process = self._incumbent.slot, self._incumbent.process
+        return Busy(
+            rung=self._relief.rung,
+            is_deploying=self._deployer.active is not None or self._is_stopping,
+            is_serving=self._incumbent.is_serving,
+            has_room=slot is not None and self._weigh(slot, process).is_enough,
+            load=host.load_average(),
+            cores=self._settings.board.cores,
+        )
+
     def _deployment_changed(self, deployment: Deployment) -> None:
+        self._idle_tuning.interrupt()
         self._uplink.state_changed()
         if not deployment.state.is_final:
             return
@@ -462,6 +528,8 @@ class Agent:
 
     def _strained(self, is_strained: bool) -> None:
         self._deployer.strain(is_strained)
+        if is_strained:
+            self._idle_tuning.interrupt()
         self._tell_systemd()
 
     def _tell_systemd(self) -> None:
@@ -580,6 +648,7 @@ class Agent:
         self._is_stopping = True
         self._notifier.stopping()
         self._deployer.cancel_fetch()
+        self._idle_tuning.interrupt()
         self._crew.drain_all(self._drained, idle_s=_IDLE_S)
 
     def _drained(self) -> None:

@@ -12,6 +12,7 @@ from edgeops.errors import ConfigError, EdgeOpsError
 from edgeops.mqtt_requests import parse_broker_url
 from edgeops.selection import Attribute
 from edgeops.topics import check_name
+from edgeops_runtime.deployment import HOLD_S
 from edgeops_runtime.ladder import HOT_C
 
 SOCKET_FILE = "serve.sock"
@@ -30,7 +31,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             socket, see :attr:`serving_address`.
         model: The model to run; empty: the first that the desired state names.
         engines: Engines that may be used, the preferred first; empty: all that are installed.
-        threads: Threads of one inference.
+        threads: Threads of one inference; ``None``: 1, until a better number was measured.
+        tune: Whether the model that serves is tuned when the board is idle.
         mqtt_requests: ``mqtt://[user:password@]host:port/prefix``, where inferences are asked for over MQTT 5; empty: nowhere.
         telemetry_window_s: Length of a telemetry window, in seconds.
         capture: Whether inputs may leave the device when a command asks for samples.
@@ -38,6 +40,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         redact: ``module:function`` that is asked what of a captured row may leave (:mod:`edgeops_runtime.serving.redaction`).
         outbox_bytes: Most that unsent records may take on disk.
         shed_load: Whether load is shed while the board is hot or short of memory.
+        swap_hold_s: How long requests may wait while a new version takes the old one's place, where memory does not hold both.
         hot_c: Temperature that the board must not reach, in degrees Celsius; load is shed before it.
         worker_memory_mb: Memory at which a worker's allocations fail, so that it dies and not the board; ``None``: no limit.
         attributes: What this device says of itself; those of the enrolment win.
@@ -48,7 +51,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     listen: str = ""
     model: str = ""
     engines: tuple[str, ...] = ()
-    threads: int = 1
+    threads: int | None = None
+    tune: bool = True
     mqtt_requests: str = ""
     telemetry_window_s: float = 60.0
     capture: bool = False
@@ -56,6 +60,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     redact: str = ""
     outbox_bytes: int = 64 << 20
     shed_load: bool = True
+    swap_hold_s: float = HOLD_S
     hot_c: float = HOT_C
     worker_memory_mb: int | None = None
     attributes: dict[str, Attribute] = {}
@@ -68,12 +73,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.listen:
             parse_listen(self.listen)
         _require(bool(self.data), "data", "a directory", self.data)
-        _require(self.threads >= 1, "threads", "1 or more", self.threads)
+        _require(self.threads is None or self.threads >= 1, "threads", "1 or more", self.threads)
         _require(self.telemetry_window_s > 0, "telemetry_window_s", "more than 0", self.telemetry_window_s)
         _require(
             self.outbox_bytes >= _MIN_OUTBOX_BYTES, "outbox_bytes", f"{_MIN_OUTBOX_BYTES} or more", self.outbox_bytes
         )
         _require(self.worker_memory_mb is None or self.worker_memory_mb > 0, "worker_memory_mb", "more than 0", 0)
+        _require(self.swap_hold_s > 0, "swap_hold_s", "more than 0", self.swap_hold_s)
         _require(_MIN_HOT_C <= self.hot_c <= _MAX_HOT_C, "hot_c", f"{_MIN_HOT_C} to {_MAX_HOT_C} °C", self.hot_c)
         _require(self.capture_bytes_per_day > 0, "capture_bytes_per_day", "more than 0", self.capture_bytes_per_day)
         _require(not self.redact or _HOOK.fullmatch(self.redact) is not None, "redact", "module:function", self.redact)

@@ -1,13 +1,14 @@
 """What the agent and a worker say to each other, over a socket pair: JSON, one object a line.
 
-The worker is started with ``python -m edgeops_runtime.serving.worker --bundle DIR --variant NAME --engine NAME --listen-fd N
---control-fd M --threads T``. It loads and warms up, sends :class:`Ready` or :class:`Failed`, and serves only when told
-:class:`Serve`. A worker whose control socket ends exits at once.
+The worker is started with ``python -m edgeops_runtime.serving`` and a :class:`Launch` as its only argument, which is JSON
+too. It loads and warms up, sends :class:`Ready` or :class:`Failed`, and serves only when told :class:`Serve`. A worker whose
+control socket ends exits at once.
 """
 
 import contextlib
 import socket
 import threading
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from edgeops.errors import MessageError
 from edgeops.latency import Buckets
 from edgeops.signals import Profile
+from edgeops_runtime.engines.options import SessionOptions
 
 MQTT_VARIABLE = "EDGEOPS_MQTT"
 """Environment variable with the broker and prefix of MQTT 5 requests: it may hold a password, which arguments would show."""
@@ -22,6 +24,43 @@ MQTT_VARIABLE = "EDGEOPS_MQTT"
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True):
     """One object on the control socket."""
+
+
+class Launch(_Line, frozen=True, kw_only=True):
+    """What a worker is to load, and the sockets that it inherits: its command line.
+
+    Attributes:
+        bundle: The directory.
+        variant: Name of the variant; ``engine`` likewise.
+        listen_fd: The serving socket.
+        control_fd: The worker's end of the socket pair.
+        threads: Of one inference.
+    """
+
+    bundle: Path
+    variant: str
+    engine: str
+    listen_fd: int
+    control_fd: int
+    threads: int = 1
+    options: SessionOptions = SessionOptions()
+
+    @property
+    def argument(self) -> str:
+        """As it stands on the command line."""
+        return msgspec.json.encode(self, enc_hook=str).decode()
+
+    @classmethod
+    def from_argument(cls, argument: str) -> "Launch":
+        """Read :attr:`argument`.
+
+        Raises:
+            MessageError: It is none.
+        """
+        try:
+            return msgspec.json.decode(argument.encode(), type=cls, dec_hook=lambda kind, value: kind(value))
+        except msgspec.DecodeError as error:
+            raise MessageError(f"worker: expected its order as JSON: {error}: {argument[:200]!r}") from error
 
 
 class Golden(_Line, frozen=True, kw_only=True, tag="golden"):

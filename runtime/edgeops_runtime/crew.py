@@ -15,6 +15,7 @@ from edgeops_runtime.control import Window as AskWindow
 from edgeops_runtime.loop import Loop
 from edgeops_runtime.slots import Slot
 from edgeops_runtime.telemetry import Windows
+from edgeops_runtime.tuning.choice import Setting
 from edgeops_runtime.worker_process import WORKER_COMMAND, Gone, WorkerOrder, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Owner(Protocol):
 class _Member(msgspec.Struct):
     slot: Slot
     owner: Owner | None
+    then: Callable[[], None] | None = None
     asked_at: float | None = None
 
 
@@ -53,7 +55,8 @@ class Crew:
         bundle_path: Where the bundle of a digest lies.
         windows: Counters go here.
         on_sample: Told of captured rows, and when no more come.
-        threads: Of one inference.
+        tuned: The setting that was chosen for a slot; ``None``: there is none.
+        threads: Of one inference, where there is none.
         mqtt_url: Broker and prefix of MQTT 5 requests; empty: none.
         memory_bytes: Limit of each worker; ``None``: none.
         command: How to start a worker.
@@ -68,6 +71,7 @@ class Crew:
         bundle_path: Callable[[str], Path],
         windows: Windows,
         on_sample: Callable[[WorkerProcess, Slot, Sampled | CaptureEnded], None],
+        tuned: Callable[[Slot], Setting | None] = lambda _: None,
         threads: int = 1,
         mqtt_url: str = "",
         memory_bytes: int | None = None,
@@ -78,11 +82,12 @@ class Crew:
         self._bundle_path = bundle_path
         self._windows = windows
         self._on_sample = on_sample
+        self._tuned = tuned
         self._threads, self._memory_bytes, self._mqtt_url = threads, memory_bytes, mqtt_url
         self._command = command
         self._ease = Ease()
         self._members: dict[WorkerProcess, _Member] = {}
-        self._on_empty: Callable[[], None] | None = None
+        self._on_empty: list[Callable[[], None]] = []
         self._on_windows: Callable[[], None] | None = None
 
     @property
@@ -96,13 +101,15 @@ class Crew:
         Raises:
             EngineError: The process cannot be started.
         """
+        setting = self._tuned(slot) or Setting(variant=slot.variant, engine=slot.engine, threads=self._threads)
         order = WorkerOrder(
             bundle=self._bundle_path(slot.digest),
             digest=slot.digest,
             version=slot.version,
             variant=slot.variant,
             engine=slot.engine,
-            threads=self._threads,
+            threads=setting.threads,
+            options=setting.options,
             mqtt_url=self._mqtt_url,
             memory_bytes=self._memory_bytes,
         )
@@ -110,7 +117,7 @@ class Crew:
         self._members[process] = _Member(slot=slot, owner=owner)
         if self._ease != Ease():
             process.send(self._ease)  # It reads that once it has loaded.
-        logger.info("worker %s: %s, %s on %s", process.pid, slot.version, slot.variant, slot.engine)
+        logger.info("worker %s: %s, %s", process.pid, slot.version, setting.words)
         return process
 
     def ease(self, order: Ease) -> None:
@@ -154,17 +161,20 @@ class Crew:
         timer = self._loop.call_later(within_s, finish)
         self._check_windows()
 
-    def drain(self, process: WorkerProcess, *, idle_s: float = IDLE_S) -> None:
+    def drain(self, process: WorkerProcess, *, idle_s: float = IDLE_S, then: Callable[[], None] | None = None) -> None:
         """Let a worker finish what it has and go; one that does not go is ended.
 
         Args:
             process: The worker.
             idle_s: When connections without a request are closed; one that has a request gets its answer.
+            then: Called when it is gone.
         """
         member = self._members.get(process)
         if member is None:
+            if then is not None:
+                then()
             return
-        member.owner = None
+        member.owner, member.then = None, then
         process.send(Drain(timeout_s=idle_s))
         self._loop.call_later(idle_s + _BUSY_S, process.kill)
 
@@ -175,10 +185,15 @@ class Crew:
         process.kill()
 
     def drain_all(self, then: Callable[[], None], *, idle_s: float = IDLE_S) -> None:
-        """Let everybody go, and go on when they are gone."""
-        self._on_empty = then
+        """Let everybody go, and go on when they are gone; whoever waited for that before waits for nothing."""
+        self._on_empty.clear()
         for process in list(self._members):
             self.drain(process, idle_s=idle_s)
+        self.when_empty(then)
+
+    def when_empty(self, then: Callable[[], None]) -> None:
+        """Go on when no worker is alive, so that the memory of all is free."""
+        self._on_empty.append(then)
         self._check_empty()
 
     def kill_all(self) -> None:
@@ -200,6 +215,8 @@ class Crew:
                 self._check_windows()
                 if member.owner is not None:
                     member.owner.on_gone(process, line.reason)
+                if member.then is not None:
+                    member.then()
                 self._check_empty()
                 return
             case WindowClosed():
@@ -220,6 +237,7 @@ class Crew:
             self._on_windows()
 
     def _check_empty(self) -> None:
-        if self._on_empty is not None and not self._members:
-            then, self._on_empty = self._on_empty, None
-            then()
+        if not self._members:
+            waiting, self._on_empty = self._on_empty, []
+            for then in waiting:
+                then()

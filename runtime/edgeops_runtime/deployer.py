@@ -16,7 +16,7 @@ from edgeops.errors import EdgeOpsError
 from edgeops.messages import DeploymentState, ReasonClass
 from edgeops_runtime import control, deployment
 from edgeops_runtime.control import FromWorker
-from edgeops_runtime.crew import Crew
+from edgeops_runtime.crew import IDLE_S, Crew
 from edgeops_runtime.deployment import Action, Deployment, Event, Step
 from edgeops_runtime.incumbent import Incumbent
 from edgeops_runtime.journal import Journal
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _WATCH_S = 0.2
-_RECENT_PAUSE_S = 1.0
+_PAUSE_S = 1.0
 
 
 class Deployer:
@@ -47,6 +47,8 @@ class Deployer:
         journal: Transitions go here.
         blob_url: Makes a target's URL absolute.
         scratch: Directory for the requests that are shown to the candidate.
+        weigh: What memory there is, and what a worker of the slot would take beside the incumbent's.
+        hold_s: How long requests may wait where two copies do not fit.
         on_change: Told of every new state.
     """
 
@@ -63,6 +65,8 @@ class Deployer:
         journal: Journal,
         blob_url: Callable[[str], str],
         scratch: Path,
+        weigh: Callable[[Slot, WorkerProcess | None], deployment.Weighed],
+        hold_s: float,
         on_change: Callable[[Deployment], None],
     ) -> None:
         self._loop, self._uptime = loop, uptime
@@ -72,6 +76,7 @@ class Deployer:
         self._blob_url = blob_url
         self._recent_path = scratch / "recent.npz"
         self._recent_path.unlink(missing_ok=True)  # Of an agent that was killed.
+        self._read_memory, self._hold_s = weigh, hold_s
         self._on_change = on_change
         self._deployment: Deployment | None = None
         self._process: WorkerProcess | None = None
@@ -84,11 +89,13 @@ class Deployer:
         incumbent.on_recent = lambda count: self._apply(deployment.RecentDone(count))
         self._do: dict[Action, Callable[[Deployment], None]] = {
             Action.FETCH: self._fetch,
+            Action.WEIGH: self._weigh,
+            Action.STAND_DOWN: self._stand_down,
             Action.START: self._start,
             Action.ASK_GOLDEN: self._ask_golden,
             Action.ASK_RECENT: self._ask_recent,
             Action.ASK_RECENT_AGAIN: self._ask_recent_again,
-            Action.ASK_SHADOW: lambda _: self._say(control.Shadow(path=str(self._recent_path))),
+            Action.ASK_SHADOW: self._ask_shadow,
             Action.SWITCH: self._switch,
             Action.WATCH: self._watch,
             Action.WATCH_ANEW: self._watch_anew,
@@ -116,6 +123,7 @@ class Deployer:
             previous=slots.current.version if slots.current is not None else None,
             is_known=slots.previous is not None and slots.previous.digest == candidate.digest,
             is_strained=self._is_strained,
+            hold_s=self._hold_s,
         )
         self._live, self._cancelled = LiveFigures(), threading.Event()
         self._is_exposed, self._last_words = False, ""
@@ -272,6 +280,27 @@ class Deployer:
         else:
             self._apply(deployment.FetchEnded(result.reason_class, result.reason))
 
+    def _weigh(self, ready: Deployment) -> None:
+        if self._incumbent.is_away:
+            # It comes back from the deployment before this one; how large it is cannot be seen yet.
+            self._once_more(ready, self._weigh)
+            return
+        self._apply(self._read_memory(_slot(ready), self._incumbent.process))
+
+    def _stand_down(self, _: Deployment) -> None:
+        cancelled = self._cancelled
+
+        def gone() -> None:
+            if cancelled is self._cancelled and not cancelled.is_set():
+                self._apply(deployment.StoodDown())
+
+        self._incumbent.stand_down(gone, idle_s=self._idle_s)
+
+    @property
+    def _idle_s(self) -> float:
+        """When idle connections are closed while requests wait: most of the wait is for the load."""
+        return min(IDLE_S, self._hold_s / 4)
+
     def _start(self, ready: Deployment) -> None:
         if self._process is not None:
             self._crew.kill(self._process)
@@ -282,9 +311,8 @@ class Deployer:
         except OSError as error:
             self._apply(deployment.Impossible(f"the attempt cannot be counted on disk: {error}"))
             return
-        slot = Slot(version=ready.version, digest=ready.digest, variant=ready.variant, engine=ready.engine)
         try:
-            self._process = self._crew.spawn(slot, self)
+            self._process = self._crew.spawn(_slot(ready), self)
         except EdgeOpsError as error:
             self._apply(deployment.Impossible(str(error)))
 
@@ -300,11 +328,20 @@ class Deployer:
             self._apply(deployment.RecentDone(0))
 
     def _ask_recent_again(self, asked: Deployment) -> None:
+        self._once_more(asked, self._ask_recent)
+
+    def _once_more(self, asked: Deployment, ask: Callable[[Deployment], None]) -> None:
         def again() -> None:
             if self._deployment is not None and self._deployment.step_began == asked.step_began:
-                self._ask_recent(self._deployment)
+                ask(self._deployment)
 
-        self._later(_RECENT_PAUSE_S, again)
+        self._later(_PAUSE_S, again)
+
+    def _ask_shadow(self, asked: Deployment) -> None:
+        line = control.Shadow(path=str(self._recent_path))
+        if asked.is_sequential:
+            line = msgspec.structs.replace(line, budget_s=min(line.budget_s, self._hold_s / 4))
+        self._say(line)
 
     def _say(self, line: control.FromAgent) -> None:
         if self._process is not None:
@@ -361,14 +398,17 @@ class Deployer:
         self._finish(committed)
 
     def _drop(self, dropped: Deployment) -> None:
-        """The incumbent first, so that somebody accepts; then the candidate goes."""
+        """The incumbent first, so that somebody accepts; then the candidate goes. Where two do not fit, the other way round."""
         self._cancelled.set()
-        self._incumbent.resume()
         process, self._process = self._process, None
+        if not self._incumbent.is_away:
+            self._incumbent.resume()
         if process is not None and self._is_exposed:
-            self._crew.drain(process)
+            self._crew.drain(process, idle_s=self._idle_s if self._incumbent.is_away else IDLE_S)
         elif process is not None:
             self._crew.kill(process)
+        if self._incumbent.is_away:
+            self._crew.when_empty(self._incumbent.resume)
         try:
             reason = dropped.reason if dropped.is_defect else ""
             self._store.save(_with_end(self._store.slots.without_candidate(quarantine=reason), dropped))
@@ -395,6 +435,10 @@ class Deployer:
     def _later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self._timers = [timer for timer in self._timers if timer.is_pending]
         self._timers.append(self._loop.call_later(delay_s, callback))
+
+
+def _slot(ready: Deployment) -> Slot:
+    return Slot(version=ready.version, digest=ready.digest, variant=ready.variant, engine=ready.engine)
 
 
 def _with_end(slots: Slots, ended: Deployment) -> Slots:

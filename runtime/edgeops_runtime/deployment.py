@@ -14,6 +14,14 @@ A deployment and an event go in, the next deployment and what to do come out. Do
 Before the switch (the step into probation) the incumbent has all the traffic and a failure costs nothing; after it, the incumbent
 waits, paused and warm, until the commit.
 
+Before each start beside an incumbent the memory is weighed. Where it does not hold two copies, one makes way for the other::
+
+    recent → stand down → trial (start → golden → shadow) → probation
+                 └────────── requests wait in the socket ──────────┘
+
+They wait no longer than ``hold_s``; a candidate that does not serve by then is ended like one that failed, and the incumbent is
+started again. The shadow compares with what the incumbent answered before it went.
+
 A strained board (hot, or short of memory) starts no trial beside an incumbent and puts back one that has begun, whose start is
 not counted then; a probation goes on, is judged by errors alone, and begins anew after the strain. The deadline runs on.
 """
@@ -40,6 +48,9 @@ HELD_UP_S = 1.0
 KNOWN_PROBATION_S = 1.0
 """Probation of a version that was committed here before: it has proved itself, and whoever goes back is in a hurry."""
 
+HOLD_S = 10.0
+"""How long requests may wait while one copy makes way for the other."""
+
 LATENCY_SLACK_MS = 5.0
 """A candidate that is slower by less than this is not called slow, whatever the ratio: below it the machine's noise decides."""
 
@@ -54,9 +65,12 @@ class Step(StrEnum):
     FETCH = "fetch"
     HELD = "held"
     """Ready to start, on a board that is strained."""
+    WEIGH = "weigh"
     START = "start"
     GOLDEN = "golden"
     RECENT = "recent"
+    STAND_DOWN = "stand_down"
+    """The incumbent finishes what it has and goes; from here on requests wait."""
     SHADOW = "shadow"
     SWITCH = "switch"
     PROBATION = "probation"
@@ -67,6 +81,10 @@ class Action(StrEnum):
     """What the shell has to do."""
 
     FETCH = "fetch"
+    WEIGH = "weigh"
+    """Read what memory there is, and estimate what a second worker takes."""
+    STAND_DOWN = "stand_down"
+    """Have the incumbent's worker finish what it has and exit."""
     START = "start"
     """Count the attempt on disk, then start the candidate's worker."""
     ASK_GOLDEN = "ask_golden"
@@ -99,6 +117,29 @@ class FetchEnded(msgspec.Struct, frozen=True):
 
     reason_class: ReasonClass
     reason: str
+
+
+class Weighed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a second worker would take, what can be had, and what of it has to stay free; ``None``: unknown, all in bytes."""
+
+    needed: int | None = None
+    available: int | None = None
+    reserve: int = 0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether two copies fit; where nothing is known they do.
+
+        >>> Weighed(needed=70, available=100, reserve=30).is_enough, Weighed(needed=71, available=100, reserve=30).is_enough
+        (True, False)
+        >>> Weighed(needed=70).is_enough
+        True
+        """
+        return self.needed is None or self.available is None or self.available - self.needed >= self.reserve
+
+
+class StoodDown(msgspec.Struct, frozen=True):
+    """The incumbent's worker is gone, and its memory is free."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -178,6 +219,8 @@ class Tick(msgspec.Struct, frozen=True):
 Event = (
     Fetched
     | FetchEnded
+    | Weighed
+    | StoodDown
     | Ready
     | Died
     | GoldenDone
@@ -201,6 +244,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         previous: The version that serves meanwhile, the incumbent; ``None`` when there is none.
         is_known: It has been committed here before, so going back to it is not held to what the newer one could do.
         is_strained: The board is hot or short of memory, and this is a trial beside an incumbent.
+        hold_s: How long requests may wait while one copy makes way for the other.
+        is_sequential: Two copies do not fit, so the incumbent makes way.
+        held_since: Since when requests wait; ``None``: they do not.
+        recent: Requests of the incumbent that the shadow can compare with.
         attempt: Starts of its worker so far.
         figures: What was measured, for the log.
     """
@@ -216,6 +263,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     previous: str | None = None
     is_known: bool = False
     is_strained: bool = False
+    hold_s: float = HOLD_S
+    is_sequential: bool = False
+    held_since: float | None = None
+    recent: int = 0
     state: DeploymentState = DeploymentState.OFFERED
     step: Step = Step.FETCH
     variant: str = ""
@@ -234,6 +285,18 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     def can_wait(self) -> bool:
         """Whether a strained board is reason to wait: not for a first version, nor for the way back."""
         return self.previous is not None and not self.is_known
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a worker of the candidate was started, and is there."""
+        if self.step is Step.RECENT:
+            return not self.is_sequential
+        return self.step in {Step.START, Step.GOLDEN, Step.SHADOW, Step.SWITCH, Step.PROBATION}
+
+    @property
+    def has_shadow(self) -> bool:
+        """Whether it is shown what the incumbent answered."""
+        return self.previous is not None and self.trial.shadow_requests > 0 and not self.is_known
 
     @property
     def is_defect(self) -> bool:
@@ -259,9 +322,18 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
 Outcome = tuple[Deployment, tuple[Action, ...]]
 
+_TRIAL_STEPS = frozenset({Step.WEIGH, Step.START, Step.GOLDEN, Step.RECENT, Step.SHADOW})
+"""Those that a strained board puts back."""
+
 
 def offer(
-    candidate: Candidate, *, now: float, previous: str | None, is_known: bool, is_strained: bool = False
+    candidate: Candidate,
+    *,
+    now: float,
+    previous: str | None,
+    is_known: bool,
+    is_strained: bool = False,
+    hold_s: float = HOLD_S,
 ) -> Outcome:
     """Begin, or begin again after a restart: attempts and time go on from what is on disk.
 
@@ -279,6 +351,7 @@ def offer(
         previous=previous,
         is_known=is_known,
         is_strained=is_strained and previous is not None and not is_known,
+        hold_s=hold_s,
         attempt=candidate.attempts,
     )
     if candidate.attempts >= max(candidate.trial.attempts, 1):
@@ -305,6 +378,10 @@ def step(deployment: Deployment, event: Event, *, now: float) -> Outcome:  # noq
             return _relieved(deployment, now)
         case Fetched() | FetchEnded() if deployment.step is Step.FETCH:
             return _fetched(deployment, event, now)
+        case Weighed() if deployment.step is Step.WEIGH:
+            return _weighed(deployment, event, now)
+        case StoodDown() if deployment.step is Step.STAND_DOWN:
+            return _load(deployment, now)
         case Ready() if deployment.step is Step.START:
             return _go(deployment, Step.GOLDEN, now), (Action.ASK_GOLDEN,)
         case GoldenDone() if deployment.step is Step.GOLDEN:
@@ -314,7 +391,8 @@ def step(deployment: Deployment, event: Event, *, now: float) -> Outcome:  # noq
         case ShadowDone() if deployment.step is Step.SHADOW:
             return _shadow(deployment, event, now)
         case Switched() if deployment.step is Step.SWITCH:
-            return _go(deployment, Step.PROBATION, now, state=DeploymentState.PROBATION), (Action.WATCH,)
+            served = msgspec.structs.replace(deployment, held_since=None)
+            return _go(served, Step.PROBATION, now, state=DeploymentState.PROBATION), (Action.WATCH,)
         case Figures() if deployment.step is Step.PROBATION:
             return _probation(deployment, event, now)
         case _:
@@ -336,8 +414,30 @@ def _fetched(deployment: Deployment, event: Fetched | FetchEnded, now: float) ->
 
 
 def _start(deployment: Deployment, now: float) -> Outcome:
+    """Start it, however often it was: beside an incumbent only after a look at the memory."""
+    if deployment.held_since is not None:
+        return _load(deployment, now)  # Whoever waits is not kept waiting for the board to cool.
     if deployment.is_strained:
         return _hold(deployment, now), ()
+    if deployment.previous is not None:
+        return _go(deployment, Step.WEIGH, now), (Action.WEIGH,)
+    return _load(deployment, now)
+
+
+def _weighed(deployment: Deployment, event: Weighed, now: float) -> Outcome:
+    weighed = msgspec.structs.replace(deployment, is_sequential=not event.is_enough, recent=0)
+    if event.is_enough:
+        return _load(weighed, now)
+    if weighed.has_shadow:
+        return _go(weighed, Step.RECENT, now), (Action.ASK_RECENT,)
+    return _stand_down(weighed, now)
+
+
+def _stand_down(deployment: Deployment, now: float) -> Outcome:
+    return _go(msgspec.structs.replace(deployment, held_since=now), Step.STAND_DOWN, now), (Action.STAND_DOWN,)
+
+
+def _load(deployment: Deployment, now: float) -> Outcome:
     counted = msgspec.structs.replace(deployment, attempt=deployment.attempt + 1)
     return _go(counted, Step.START, now), (Action.START,)
 
@@ -346,9 +446,9 @@ def _strained(deployment: Deployment, now: float) -> Outcome:
     if deployment.is_strained or not deployment.can_wait:
         return deployment, ()
     strained = msgspec.structs.replace(deployment, is_strained=True)
-    if deployment.step not in {Step.START, Step.GOLDEN, Step.RECENT, Step.SHADOW}:
+    if deployment.held_since is not None or deployment.step not in _TRIAL_STEPS:
         return strained, ()
-    uncounted = msgspec.structs.replace(strained, attempt=max(deployment.attempt - 1, 0))
+    uncounted = msgspec.structs.replace(strained, attempt=max(deployment.attempt - deployment.has_worker, 0))
     return _hold(uncounted, now), (Action.PUT_BACK,)
 
 
@@ -369,7 +469,9 @@ def _relieved(deployment: Deployment, now: float) -> Outcome:
 def _golden(deployment: Deployment, event: GoldenDone, now: float) -> Outcome:
     if not event.passed:
         return _roll_back(deployment, f"golden test: {event.reason or 'failed'}")
-    if deployment.previous is not None and deployment.trial.shadow_requests > 0 and not deployment.is_known:
+    if deployment.is_sequential:
+        return _shadow_or_switch(deployment, now)
+    if deployment.has_shadow:
         return _go(deployment, Step.RECENT, now), (Action.ASK_RECENT,)
     return _go(deployment, Step.SWITCH, now), (Action.SWITCH,)
 
@@ -378,7 +480,12 @@ def _recent(deployment: Deployment, event: RecentDone, now: float) -> Outcome:
     is_late = now - deployment.step_began >= RECENT_WAIT_S
     if event.count < deployment.trial.shadow_requests and not is_late:
         return deployment, (Action.ASK_RECENT_AGAIN,)
-    if event.count == 0:
+    known = msgspec.structs.replace(deployment, recent=event.count)
+    return _stand_down(known, now) if deployment.is_sequential else _shadow_or_switch(known, now)
+
+
+def _shadow_or_switch(deployment: Deployment, now: float) -> Outcome:
+    if deployment.recent == 0:
         return _go(deployment, Step.SWITCH, now), (Action.SWITCH,)
     return _go(deployment, Step.SHADOW, now), (Action.ASK_SHADOW,)
 
@@ -442,7 +549,7 @@ def _probation(deployment: Deployment, event: Figures, now: float) -> Outcome:
 
 
 def _died(deployment: Deployment, reason: str, now: float) -> Outcome:
-    if deployment.step in {Step.FETCH, Step.HELD}:
+    if not deployment.has_worker:
         return deployment, ()
     if deployment.is_switched:
         # It had live requests in its hands: no second chance with them.
@@ -458,8 +565,13 @@ def _tick(deployment: Deployment, now: float) -> Outcome:
         text += f": {HELD}" if deployment.is_strained else ""
         state = DeploymentState.ROLLED_BACK if deployment.is_switched else DeploymentState.EXPIRED
         return _end(deployment, state, ReasonClass.TRANSIENT, text)
-    waits_for_worker = deployment.step not in {Step.FETCH, Step.HELD, Step.PROBATION}
+    if deployment.held_since is not None and now - deployment.held_since >= deployment.hold_s:
+        text = f"two copies do not fit in memory, and it did not serve within {deployment.hold_s:g} s: "
+        return _end(deployment, DeploymentState.FAILED, ReasonClass.ENVIRONMENT, f"{text}at step {deployment.step}")
+    waits_for_worker = deployment.step not in {Step.FETCH, Step.HELD, Step.WEIGH, Step.PROBATION}
     if waits_for_worker and now - deployment.step_began >= STEP_TIMEOUT_S:
+        if not deployment.has_worker:  # It is the incumbent that hangs; without its requests there is no shadow.
+            return _stand_down(deployment, now) if deployment.step is Step.RECENT else (deployment, ())
         return _died(deployment, f"no answer for {STEP_TIMEOUT_S:g} s at step {deployment.step}", now)
     return deployment, ()
 
@@ -481,7 +593,7 @@ def _end(deployment: Deployment, state: DeploymentState, reason_class: ReasonCla
 
 def _go(deployment: Deployment, next_step: Step, now: float, *, state: DeploymentState | None = None) -> Deployment:
     if state is None:
-        state = deployment.state if next_step in {Step.FETCH, Step.START} else DeploymentState.TRIAL
+        state = deployment.state if next_step in {Step.FETCH, Step.WEIGH, Step.START} else DeploymentState.TRIAL
     return msgspec.structs.replace(deployment, step=next_step, step_began=now, state=state)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeops.errors import EdgeOpsError, MessageError, UntrustedError
 from edgeops.files import write_durably
 from edgeops.messages import Desired, Target, decode_json
-from edgeops.signing import DESIRED, unseal
+from edgeops.signing import DESIRED, Unseal, unseal
 from edgeops_runtime.identity import Identity
 
 logger = logging.getLogger(__name__)
@@ -25,11 +25,13 @@ class DesiredState:
     Args:
         directory: Exists; the documents are kept here, so that a device that starts without network knows what is wanted.
         identity: Whose keys and names are expected.
+        unseal: Checks signatures.
     """
 
-    def __init__(self, directory: Path, identity: Identity) -> None:
+    def __init__(self, directory: Path, identity: Identity, *, unseal: Unseal = unseal) -> None:
         self._directory = directory
         self._identity = identity
+        self._unseal = unseal
         self._documents: dict[str, Desired] = {}
         for source in (GROUP, DEVICE):
             with contextlib.suppress(FileNotFoundError):
@@ -92,7 +94,7 @@ class DesiredState:
 
     def _verified(self, source: str, envelope: bytes) -> Desired:
         identity = self._identity
-        payload = unseal(envelope, kind=DESIRED, keys=[identity.director_key])
+        payload = self._unseal(envelope, kind=DESIRED, keys=[identity.director_key])
         desired = decode_json(payload, Desired, where=f"desired state of the {source}")
         meant = (desired.fleet, desired.group, desired.device)
         expected = (identity.fleet, identity.group, identity.device if source == DEVICE else None)

@@ -1,12 +1,11 @@
-"""Bytes over HTTP, from an offset on; what they should be is :mod:`edgeops_runtime.updater`'s business."""
+"""Bytes over HTTP, from an offset on; what they should be is :mod:`edgeops_runtime.updater`'s business.
+
+The library for it is imported by the first download: an agent that has what it serves needs none for months.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from http import HTTPStatus
-from http.client import HTTPException
 from typing import Protocol
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import msgspec
 
@@ -57,6 +56,11 @@ class HttpDownloader:
             NotThereError: The server does not have it.
             DownloadError: It cannot be reached, or answers anything but 200 and 206.
         """
+        from http import HTTPStatus  # noqa: PLC0415 - see above, and so are those that follow
+        from http.client import HTTPException  # noqa: PLC0415
+        from urllib.error import HTTPError, URLError  # noqa: PLC0415
+        from urllib.request import Request, urlopen  # noqa: PLC0415
+
         if not url.startswith(("http://", "https://")):
             raise DownloadError(f"{url}: expected http:// or https://")
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -80,6 +84,8 @@ class HttpDownloader:
 
 
 def _read(response: object, url: str) -> Iterator[bytes]:
+    from http.client import HTTPException  # noqa: PLC0415 - see above
+
     expected = response.length  # type: ignore[attr-defined]  # urlopen is typed without HTTPResponse's attributes
     received = 0
     try:

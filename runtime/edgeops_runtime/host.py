@@ -76,6 +76,16 @@ def cpu_frequencies_mhz(sys: Path = _SYS) -> tuple[float | None, float | None]:
     return _thousandth(max(current, default=None)), _thousandth(max(highest, default=None))
 
 
+def big_cores(sys: Path = _SYS) -> int | None:
+    """How many cores are as capable as the most capable, on a board with fast and slow ones; ``None`` where all are alike."""
+    cores = sys / "devices" / "system" / "cpu"
+    for pattern in ("cpu[0-9]*/cpu_capacity", "cpu[0-9]*/cpufreq/cpuinfo_max_freq"):
+        found = _numbers(sorted(cores.glob(pattern)))
+        if found and min(found) < max(found):
+            return found.count(max(found))
+    return None
+
+
 def throttling(sys: Path = _SYS) -> tuple[Throttling, Throttling] | None:
     """What a Raspberry Pi's firmware holds back now, and what it ever did since the boot."""
     for line in _lines(sys / "devices" / "platform" / "soc" / "soc:firmware" / "get_throttled"):

@@ -1,15 +1,14 @@
 """Who this device is: its key pair and what it was told at enrolment; ``edgeops-agent enrol`` makes both.
 
-The private key never leaves the data directory. Which messages are then believed is :mod:`edgeops_runtime.desired`'s part.
+The private key never leaves the data directory, and is read for the enrolment alone.
+Which messages are then believed is :mod:`edgeops_runtime.desired`'s part.
 """
 
 import base64
 import json
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +18,9 @@ from edgeops.files import make_directories, write_durably
 from edgeops.selection import Attribute
 from edgeops.signing import PublicKey, SigningKey
 from edgeops.topics import check_name
+
+if TYPE_CHECKING:
+    from urllib.error import HTTPError
 
 IDENTITY_FILE = "identity.json"
 KEY_FILE = "device.key"
@@ -34,12 +36,10 @@ class Identity:
 
     Args:
         enrolment: What the server said.
-        key: The device's own key pair; ``None`` where only the public side is needed.
     """
 
-    def __init__(self, enrolment: Enrolment, key: SigningKey | None = None) -> None:
+    def __init__(self, enrolment: Enrolment) -> None:
         self.enrolment = enrolment
-        self.key = key
         self.director_key = PublicKey(enrolment.director_key)
         self.release_keys = tuple(PublicKey(text) for text in enrolment.release_keys)
 
@@ -67,19 +67,17 @@ def load_identity(directory: Path) -> Identity:
     """Read the identity of an enrolled device.
 
     Raises:
-        ConfigError: It is not enrolled, or a file is damaged.
+        ConfigError: It is not enrolled, or the file is damaged.
     """
     path = directory / IDENTITY_FILE
     try:
-        identity = Identity(msgspec.json.decode(path.read_bytes(), type=Enrolment))
+        return Identity(msgspec.json.decode(path.read_bytes(), type=Enrolment))
     except OSError as error:
         raise ConfigError(
             f"{path}: this device is not enrolled; run: edgeops-agent enrol ({error.strerror})"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
         raise ConfigError(f"{path}: expected the answer of an enrolment: {error}") from error
-    identity.key = SigningKey.load(directory / KEY_FILE)
-    return identity
 
 
 def is_enrolled(directory: Path) -> bool:
@@ -131,7 +129,7 @@ def enrol(
     url = server.rstrip("/") + "/api/v1/enrol"
     answer = (post or post_json)(url, msgspec.json.encode(request))
     try:
-        identity = Identity(msgspec.json.decode(answer, type=Enrolment), key)
+        identity = Identity(msgspec.json.decode(answer, type=Enrolment))
     except (msgspec.DecodeError, UnicodeDecodeError, EdgeOpsError) as error:
         raise ConfigError(f"{url}: expected the answer of an enrolment: {error}") from error
     write_durably(directory / IDENTITY_FILE, answer, mode=0o600)
@@ -146,6 +144,11 @@ def post_json(url: str, body: bytes) -> bytes:
         RefusedError: The server answered 4xx.
         TransientError: It cannot be reached, or answered 5xx.
     """
+    # Once in the life of a device, so its agent has none of it.
+    from http.client import HTTPException  # noqa: PLC0415
+    from urllib.error import HTTPError, URLError  # noqa: PLC0415
+    from urllib.request import Request, urlopen  # noqa: PLC0415
+
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"server: expected http:// or https://, got {url!r}")
     request = Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")  # noqa: S310 - checked
@@ -159,7 +162,7 @@ def post_json(url: str, body: bytes) -> bytes:
         raise TransientError(f"{url}: {getattr(error, 'reason', error)}") from error
 
 
-def _reason(error: HTTPError) -> str:
+def _reason(error: "HTTPError") -> str:
     body = error.read(2000).decode(errors="replace")
     try:
         answer = json.loads(body)

@@ -57,12 +57,19 @@ class Incumbent:
         self.slot: Slot | None = None
         self.process: WorkerProcess | None = None
         self.is_serving = False
+        self.is_away = False
+        """It made way for its successor, and has not been started again."""
         self._is_paused = False
         self._is_ready = False
         self._began = 0.0
         self._quick_deaths = 0
         self._restart: Timer | None = None
         self._last_words = ""
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it died soon after its last start."""
+        return self._quick_deaths > 0
 
     @property
     def is_given_up(self) -> bool:
@@ -81,6 +88,24 @@ class Incumbent:
         if self.process is not None and self._is_ready:
             self.process.send(Pause())
 
+    def stand_down(self, then: Callable[[], None], *, idle_s: float) -> None:
+        """Make way where two copies do not fit in memory: finish what is there and go, until :meth:`resume`.
+
+        Args:
+            then: Called when the memory is free.
+            idle_s: When connections without a request are closed.
+        """
+        if self._restart is not None:
+            self._restart.cancel()
+        self._is_paused, self.is_away = True, True
+        process, self.process = self.process, None
+        self.is_serving = self._is_ready = False
+        self._on_change()
+        if process is None:
+            then()
+        else:
+            self._crew.drain(process, idle_s=idle_s, then=then)
+
     def resume(self) -> None:
         """Serve again; at once where the worker is warm."""
         if self.slot is None or not self._is_paused:
@@ -97,6 +122,7 @@ class Incumbent:
         self._crew.hand_over(process, self)
         self.process, self.slot = process, slot
         self._is_paused, self._is_ready, self.is_serving = False, True, True
+        self.is_away = False
         self._began, self._quick_deaths = self._uptime(), 0
         self._on_change()
 
@@ -107,7 +133,7 @@ class Incumbent:
         if self.process is not None:
             self._crew.drain(self.process)
         self.process, self.slot = None, None
-        self.is_serving = self._is_ready = False
+        self.is_serving = self._is_ready = self.is_away = False
 
     def on_line(self, process: WorkerProcess, line: FromWorker) -> None:
         """The worker said something."""
@@ -150,6 +176,7 @@ class Incumbent:
     def _start(self) -> None:
         if self.slot is None or self.process is not None:
             return
+        self.is_away = False
         self._began = self._uptime()
         try:
             self.process = self._crew.spawn(self.slot, self)

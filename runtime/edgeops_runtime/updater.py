@@ -18,7 +18,7 @@ from edgeops.errors import DownloadError, EdgeOpsError, InputError, ManifestErro
 from edgeops.files import DIGEST_PATTERN
 from edgeops.manifest import Manifest, Variant
 from edgeops.messages import ReasonClass
-from edgeops.signing import PublicKey
+from edgeops.signing import PublicKey, Unseal, unseal
 from edgeops_runtime.blobs import BlobStore
 from edgeops_runtime.downloads import Downloader, NotThereError
 
@@ -30,8 +30,8 @@ _TRIES_WITHOUT_PROGRESS = 8
 _TRIES_WHEN_MISSING = 4
 _TRIES_WHEN_WRONG = 2
 
-Choose = Callable[[Manifest], tuple[Variant, str] | str]
-"""Picks the variant and the engine for this device, or says why there is none."""
+Choose = Callable[[Manifest, str], tuple[Variant, str] | str]
+"""Picks the variant and the engine of the bundle with a digest for this device, or says why there is none."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +84,7 @@ class Updater:
         choose: Picks the variant.
         pace: Pauses between tries.
         rng: For the pauses.
+        unseal: Checks signatures.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class Updater:
         choose: Choose,
         pace: Pace = Pace(),  # noqa: B008 - immutable
         rng: random.Random | None = None,
+        unseal: Unseal = unseal,
     ) -> None:
+        self._unseal = unseal
         self._store = store
         self._downloader = downloader
         self._keys = tuple(keys)
@@ -140,7 +143,7 @@ class Updater:
         fetch.blob(order.digest, None)
         envelope = self._store.blob_path(order.digest).read_bytes()
         manifest = self._manifest(order, envelope)
-        chosen = self._choose(manifest)
+        chosen = self._choose(manifest, order.digest)
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen
@@ -163,13 +166,15 @@ class Updater:
     def _check_assembled(self, order: Order) -> Brought | NotBrought | None:
         """A bundle that is here already; ``None`` when it was damaged, and is now gone."""
         try:
-            bundle = open_bundle(self._store.bundle_path(order.digest), keys=self._keys, partial=True)
+            bundle = open_bundle(
+                self._store.bundle_path(order.digest), keys=self._keys, partial=True, unseal=self._unseal
+            )
         except ManifestError as error:
             return self._discard(order, str(error))
         if bundle.digest != order.digest:
             return self._discard(order, f"{bundle.path}: expected {order.digest}, found {bundle.digest}")
         self._check_name(order, bundle.manifest)
-        chosen = self._choose(bundle.manifest)
+        chosen = self._choose(bundle.manifest, order.digest)
         if isinstance(chosen, str):
             return NotBrought(reason_class=ReasonClass.INCOMPATIBLE, reason=f"no variant for this device: {chosen}")
         variant, engine = chosen
@@ -185,7 +190,8 @@ class Updater:
         return None
 
     def _manifest(self, order: Order, envelope: bytes) -> Manifest:
-        manifest = read_manifest(envelope, keys=self._keys, where=f"manifest of {order.model} {order.version}")
+        where = f"manifest of {order.model} {order.version}"
+        manifest = read_manifest(envelope, keys=self._keys, where=where, unseal=self._unseal)
         self._check_name(order, manifest)
         return manifest
 

@@ -4,7 +4,7 @@ The choice is :func:`edgeops_runtime.engines.choose_variant`'s, trying :mod:`edg
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edgeops.manifest import Manifest, Variant
 from edgeops_runtime import host
@@ -20,9 +20,19 @@ class VariantChooser:
         preference: Engines that may be used, the preferred first; empty: all.
         examiner: Tries engines; ``None``: they are taken as they are.
         on_failure: Told once of each engine that may not serve, in words; from any thread.
+        measured: Variant and engine that were found best for the bundle of a digest, with the engines that may serve (name →
+            version); ``None``: nobody has measured.
     """
 
-    def __init__(self, preference: Sequence[str], examiner: Examiner | None, on_failure: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        preference: Sequence[str],
+        examiner: Examiner | None,
+        on_failure: Callable[[str], None],
+        *,
+        measured: Callable[[str, Mapping[str, str]], tuple[str, str] | None] = lambda *_: None,
+    ) -> None:
+        self._measured = measured
         self._preference = tuple(preference)
         self._examiner = examiner
         self._on_failure = on_failure
@@ -34,8 +44,13 @@ class VariantChooser:
         """Installed engine → version, without those that failed."""
         return {engine: version for engine, version in self._installed.items() if engine not in self._failed}
 
-    def choose(self, manifest: Manifest) -> tuple[Variant, str] | str:
-        """The variant and the engine to take, or why there is none; may take seconds, the first time."""
+    def choose(self, manifest: Manifest, digest: str) -> tuple[Variant, str] | str:
+        """The variant and the engine to take, or why there is none; may take seconds, the first time.
+
+        Args:
+            manifest: Of the bundle, in its order of preference.
+            digest: Of the bundle, for what was measured here.
+        """
         self._examine(self._preference or tuple(self._installed))
         fitting, objections = choose_variant(
             manifest,
@@ -44,7 +59,10 @@ class VariantChooser:
             cpu=host.cpu_flags(),
             memory_bytes=host.available_memory_bytes(),
         )
-        return fitting[0] if fitting else "; ".join((objections, *self._failed.values()))
+        if not fitting:
+            return "; ".join((objections, *self._failed.values()))
+        best = self._measured(digest, self.engines)
+        return next((pair for pair in fitting if (pair[0].name, pair[1]) == best), fitting[0])
 
     def examine_beside(self, engine: str) -> None:
         """Try an engine that serves already on a thread of its own: it may be another version since the last start."""

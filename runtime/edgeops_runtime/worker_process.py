@@ -18,11 +18,18 @@ from pathlib import Path
 import msgspec
 
 from edgeops.errors import EdgeOpsError, EngineError
-from edgeops_runtime.control import MQTT_VARIABLE, ControlSocket, FromAgent, FromWorker
+from edgeops_runtime.control import MQTT_VARIABLE, ControlSocket, FromAgent, FromWorker, Launch
+from edgeops_runtime.engines.options import SessionOptions
 
 logger = logging.getLogger(__name__)
 
-WORKER_COMMAND = (sys.executable, "-m", "edgeops_runtime.serving.worker")
+WORKER_COMMAND = (sys.executable, "-m", "edgeops_runtime.serving")
+
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "2",  # glibc's arenas, one for each thread of a connection, keep what they were once given.
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's threads for matrices, which a worker leaves to its engine.
+}
+"""Of a worker, where the agent's own environment says nothing else."""
 
 
 class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +46,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     engine: str
     threads: int = 1
+    options: SessionOptions = SessionOptions()
     memory_bytes: int | None = None
     mqtt_url: str = ""
 
@@ -60,7 +68,7 @@ class WorkerProcess:
         order: What it runs.
         listen_fd: The serving socket that it inherits.
         listener: Told of every line, and once of the end.
-        command: How to start one; its arguments follow.
+        command: How to start one; its argument follows.
 
     Raises:
         EngineError: The process cannot be started.
@@ -73,22 +81,25 @@ class WorkerProcess:
         self._listener = listener
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = [
-                *command,
-                *("--bundle", str(order.bundle), "--variant", order.variant, "--engine", order.engine),
-                *("--listen-fd", str(listen_fd), "--control-fd", str(theirs.fileno())),
-                *("--threads", str(order.threads)),
-            ]
+            launch = Launch(
+                bundle=order.bundle,
+                variant=order.variant,
+                engine=order.engine,
+                listen_fd=listen_fd,
+                control_fd=theirs.fileno(),
+                threads=order.threads,
+                options=order.options,
+            )
             # Not as an argument, which every user of the machine can read: it may hold a password.
             more = {MQTT_VARIABLE: order.mqtt_url} if order.mqtt_url else {}
             try:
                 # A process group of its own: Ctrl-C in a terminal is for the agent, which drains the worker.
                 self._process = subprocess.Popen(  # noqa: S603 - our own module with our own arguments
-                    arguments,
+                    [*command, launch.argument],
                     pass_fds=(listen_fd, theirs.fileno()),
                     stdin=subprocess.DEVNULL,
                     process_group=0,
-                    env=os.environ | more,
+                    env={**ENVIRONMENT, **os.environ, **more},
                 )
             except OSError as error:
                 ours.close()

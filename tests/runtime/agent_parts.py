@@ -1,6 +1,7 @@
 """What the tests of the agent stand on: a fleet of one device in memory, a blob server over HTTP, a caller."""
 
 import json
+import os
 import random
 import sys
 import threading
@@ -33,13 +34,15 @@ from edgeops.messages import (
     encode_json,
 )
 from edgeops.sealing import SealingKey
-from edgeops.signing import DESIRED, SigningKey, seal
+from edgeops.signing import DESIRED, SigningKey, seal, unseal
 from edgeops.tensors import TensorSpec
 from edgeops.testing import MemoryBroker
 from edgeops.topics import Topics, Upstream
 from edgeops_runtime.agent import Agent
 from edgeops_runtime.config import Config
 from edgeops_runtime.identity import KEY_FILE, Identity
+from edgeops_runtime.memory import Memory
+from edgeops_runtime.tuning.tuner import Tuner
 
 FLEET, GROUP, DEVICE = "north", "cameras", "camera-1"
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
@@ -156,7 +159,7 @@ class Station:
     def __init__(self, directory: Path, release_key: SigningKey, *, command=SCRIPTED, **settings: object) -> None:
         self.directory, self.release_key, self.command = directory, release_key, command
         self.director_key, self.device_key = SigningKey.generate(), SigningKey.generate()
-        self.sealing_key = SealingKey.load_or_generate(directory / "sealing.key")
+        self.sealing_key = SealingKey(os.urandom(32))
         self.blobs = BlobServer()
         self.broker = MemoryBroker()
         self.topics = Topics(FLEET)
@@ -172,6 +175,9 @@ class Station:
         self._server.open()
         self.signals: dict[str, float | None] = {}
         """What the ladder reads; empty: all is calm, whatever the machine of the tests is like."""
+        self.memory = Memory(available=None, total=None)
+        """For a second worker; unknown: it fits."""
+        self.make_tuner = lambda: Tuner(("/nonexistent/measurement",))
         self.probe_command = self.notifier = None
         self.agent: Agent | None = None
         self._thread: threading.Thread | None = None
@@ -209,13 +215,16 @@ class Station:
         self.link = self.broker.link()
         self.agent = Agent(
             self.config,
-            Identity(self.enrolment, self.device_key),
-            self.link,
+            Identity(self.enrolment),
+            lambda: self.link,
             clock,
             worker_command=self.command,
             probe_command=self.probe_command,
             read_signals=lambda: self.signals,
             notifier=self.notifier,
+            read_memory=lambda: self.memory,
+            make_tuner=self.make_tuner,
+            unseal=unseal,  # Without the process for each check: it is tested with the notary, and by the real agents.
             rng=random.Random(1),
         )
         self._thread = threading.Thread(target=self.agent.run, name="agent", daemon=True)

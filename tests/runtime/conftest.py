@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeops.bundle import Bundle
-from edgeops_runtime.control import ControlSocket, FromAgent, FromWorker
+from edgeops_runtime.control import ControlSocket, FromAgent, FromWorker, Launch
 
 _MEMORY = Path("/dev/shm")
 
@@ -33,12 +33,15 @@ class RunningWorker:
         ours, theirs = socket.socketpair()
         ours.settimeout(30)
         with theirs:
+            launch = Launch(
+                bundle=bundle,
+                variant=variant,
+                engine=engine,
+                listen_fd=listening.fileno(),
+                control_fd=theirs.fileno(),
+            )
             self.process = subprocess.Popen(
-                [
-                    *(python, "-m", "edgeops_runtime.serving.worker", "--bundle", str(bundle), "--variant", variant),
-                    *("--engine", engine, "--threads", "1"),
-                    *("--listen-fd", str(listening.fileno()), "--control-fd", str(theirs.fileno())),
-                ],
+                [python, "-m", "edgeops_runtime.serving", launch.argument],
                 pass_fds=(listening.fileno(), theirs.fileno()),
                 stdin=subprocess.DEVNULL,
             )

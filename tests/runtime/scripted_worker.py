@@ -5,7 +5,6 @@ It does what ``model.onnx`` of its bundle says, a JSON object: ``{"load": "dies"
 ``ends`` is ``{"at": "load" | "golden" | "shadow" | "request", "by": "SIGILL" | … | "exit" | "hang", "after": 0}``: a real end.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -115,6 +114,7 @@ class Worker:
                 self.lines.send(control.RecentResult(count=min(self.requests, line.count)))
             case control.Shadow():
                 reach(self.script, "shadow")
+                assert Path(line.path).read_bytes() == b"recent"
                 figures = {"answered": 4, "failed": 0, "not_finite": 0, "agreement": 1.0, "latency_ms": 1.0}
                 self.lines.send(control.ShadowResult(**(figures | self.script.get("shadow", {}))))
             case control.Serve():
@@ -136,14 +136,9 @@ class Worker:
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    for name in ("--bundle", "--variant", "--engine"):
-        parser.add_argument(name)
-    for name in ("--listen-fd", "--control-fd", "--threads"):
-        parser.add_argument(name, type=int)
-    arguments = parser.parse_args()
-    lines = control.ControlSocket(socket.socket(fileno=arguments.control_fd))
-    bundle = open_bundle(Path(arguments.bundle), partial=True)
+    launch = control.Launch.from_argument(sys.argv[1])
+    lines = control.ControlSocket(socket.socket(fileno=launch.control_fd))
+    bundle = open_bundle(launch.bundle, partial=True)
     script = json.loads(bundle.file("model.onnx").read_text())
     reach(script, "load")
     if script.get("load") == "dies":
@@ -151,7 +146,7 @@ def main():
     if script.get("load") == "fails":
         lines.send(control.Failed(what="load", reason="no such operator"))
         sys.exit(1)
-    worker = Worker(script, bundle.manifest.version, lines, socket.socket(fileno=arguments.listen_fd))
+    worker = Worker(script, bundle.manifest.version, lines, socket.socket(fileno=launch.listen_fd))
     threading.Thread(target=worker.accept, daemon=True).start()
     lines.send(control.Ready(engine="scripted", engine_version="1", pid=os.getpid(), rss_bytes=1, load_s=0.0))
     while (line := lines.receive_from_agent()) is not None:

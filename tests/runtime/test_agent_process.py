@@ -15,6 +15,7 @@ import pytest
 
 from edgeops.bundle import Bundle, write_bundle
 from edgeops.messages import Trial
+from edgeops_runtime.memory import Memory
 from edgeops_runtime.slots import SlotStore
 from edgeops_runtime.worker_process import WORKER_COMMAND
 
@@ -160,21 +161,43 @@ def test_killed_agent_takes_its_worker_with_it_and_serves_again_once_it_is_back(
     assert has_ended(worker)
 
 
+def test_real_workers_take_turns_where_two_do_not_fit_and_no_request_fails(station, make_bundle):
+    station.start()
+    station.install(make_bundle("1.0.0"))
+    station.memory = Memory(available=1 << 20, total=1 << 30)
+    trial = Trial(shadow_requests=6, min_agreement=0.9, probation_requests=5, probation_s=0.3, max_latency_ratio=50)
+    with Hammer(station) as hammer:
+        eventually(lambda: len(hammer.answers) > trial.shadow_requests)
+        station.desire(station.target(None, rollout=make_bundle("1.1.0"), trial=trial))
+        good = station.wait_for("1.1.0", "committed", within_s=60)
+        eventually(lambda: hammer.answers[-1] == "1.1.0")
+        station.desire(station.target(None, rollout=make_bundle("1.2.0", "nan"), trial=trial))
+        bad = station.wait_for("1.2.0", "rolled_back", within_s=60)
+        answered = len(hammer.answers)
+        eventually(lambda: len(hammer.answers) > answered + 3, within_s=60)
+    assert hammer.failures == []
+    assert good.figures["shadow_answered"] == trial.shadow_requests
+    assert "golden test" in bad.reason
+    assert hammer.answers[-1] == "1.1.0"
+    assert "1.2.0" not in hammer.answers
+
+
 def test_agent_process_loads_no_engine_and_no_numpy(station, tmp_path):
     station.write_identity()
     program = """
 import sys, threading
-from edgeops_runtime.__main__ import _link
+from edgeops_runtime.service import link_of
 from edgeops_runtime.agent import Agent
 from edgeops_runtime.config import Config
 from edgeops_runtime.identity import load_identity
 from pathlib import Path
 config = Config(data=sys.argv[1], listen="127.0.0.1:0")
 identity = load_identity(Path(sys.argv[1]))
-agent = Agent(config, identity, _link(identity))
+agent = Agent(config, identity, lambda: link_of(identity))
 threading.Timer(0.5, agent.stop).start()
 agent.run()
-heavy = {"numpy", "torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "edgeops_fleet", "edgeops_converters"}
+heavy = {"numpy", "torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "edgeops_fleet", "edgeops_converters",
+    "cryptography", "click"}
 print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 """
     done = subprocess.run(
@@ -215,10 +238,9 @@ def test_stopped_agent_does_not_wait_for_idle_clients_and_answers_the_request_th
         client.close()
 
 
-@pytest.mark.parametrize("name", ["identity.json", "device.key"])
-def test_damaged_identity_is_an_error_that_names_the_file(station, name):
+def test_damaged_identity_is_an_error_that_names_the_file(station):
     station.write_identity()
-    (station.data / name).write_bytes(b"\xff garbage")
+    (station.data / "identity.json").write_bytes(b"\xff garbage")
     config = station.directory / "agent.toml"
     config.write_text(f'data = "{station.data}"\nlisten = "127.0.0.1:0"\n')
     done = subprocess.run(
@@ -229,7 +251,7 @@ def test_damaged_identity_is_an_error_that_names_the_file(station, name):
         timeout=30,
     )
     assert done.returncode == 1
-    assert f"{station.data / name}: expected" in done.stderr
+    assert f"{station.data / 'identity.json'}: expected" in done.stderr
     assert "Traceback" not in done.stderr
 
 

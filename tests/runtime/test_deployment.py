@@ -5,6 +5,7 @@ import pytest
 from edgeops.messages import DeploymentState, ReasonClass, Trial
 from edgeops_runtime.deployment import (
     HELD_UP_S,
+    HOLD_S,
     LATENCY_SLACK_MS,
     QUIET_FACTOR,
     RECENT_WAIT_S,
@@ -21,9 +22,11 @@ from edgeops_runtime.deployment import (
     Relieved,
     ShadowDone,
     Step,
+    StoodDown,
     Strained,
     Switched,
     Tick,
+    Weighed,
     Withdrawn,
     offer,
     step,
@@ -45,13 +48,20 @@ def shadow(**fields) -> ShadowDone:
     return ShadowDone(**(usual | fields))
 
 
-def drive(*events, now: float = 1.0, **begun):
-    """Apply events one second apart; returns the deployment and all actions."""
+PLENTY = Weighed()
+SCARCE = Weighed(needed=70, available=100, reserve=40)
+
+
+def drive(*events, now: float = 1.0, weighed: Weighed = PLENTY, **begun):
+    """Apply events one second apart, and answer what memory there is when it is asked; returns the deployment and all actions."""
     deployment, actions = begin(**begun)
     done = list(actions)
     for event in events:
         deployment, actions = step(deployment, event, now=now)
         done += actions
+        if Action.WEIGH in actions:
+            deployment, actions = step(deployment, weighed, now=now)
+            done += actions
         now += 1
     return deployment, done
 
@@ -68,6 +78,7 @@ def test_good_candidate_goes_all_the_way():
     assert deployment.state is DeploymentState.COMMITTED
     assert [*actions, *last] == [
         Action.FETCH,
+        Action.WEIGH,
         Action.START,
         Action.ASK_GOLDEN,
         Action.ASK_RECENT,
@@ -189,7 +200,7 @@ def test_slow_candidate_in_probation_is_rolled_back():
 )
 def test_deadline_ends_it_at_every_step(events, state):
     deployment, _ = drive(*events)
-    assert step(deployment, Tick(), now=TRIAL.deadline_s - 0.1)[0].step in {deployment.step, Step.START}
+    assert step(deployment, Tick(), now=TRIAL.deadline_s - 0.1)[0].step in {deployment.step, Step.WEIGH}
     deployment, actions = step(deployment, Tick(), now=TRIAL.deadline_s)
     assert (deployment.state, actions) == (state, (Action.DROP,))
     assert not deployment.is_defect
@@ -203,7 +214,8 @@ def test_deadline_counts_the_time_before_a_restart():
 def test_worker_that_hangs_counts_as_dead():
     deployment, _ = drive(*TO_GOLDEN)
     deployment, actions = step(deployment, Tick(), now=deployment.step_began + STEP_TIMEOUT_S)
-    assert (actions, deployment.attempt) == ((Action.START,), 2)
+    assert (actions, deployment.attempt) == ((Action.WEIGH,), 1)
+    assert step(deployment, PLENTY, now=100.0)[0].attempt == 2
 
 
 def test_answer_to_a_question_of_an_earlier_step_is_ignored():
@@ -222,7 +234,7 @@ def test_strain_puts_a_trial_back_and_its_start_does_not_count(events):
     for event in (Tick(), Died("killed"), Ready(), shadow(failed=3)):
         assert step(held, event, now=100.0) == (held, ())
     again, actions = step(held, Relieved(), now=200.0)
-    assert (again.step, again.attempt, again.reason, actions) == (Step.START, 1, "", (Action.START,))
+    assert (again.step, again.attempt, again.reason, actions) == (Step.WEIGH, 0, "", (Action.WEIGH,))
 
 
 def test_strain_holds_what_is_downloaded_until_its_deadline():
@@ -259,3 +271,103 @@ def test_probation_under_strain_is_judged_by_errors_alone_and_begins_anew_afterw
     assert step(relieved, good, now=71.0)[0].state is DeploymentState.PROBATION
     assert step(relieved, good, now=76.0)[0].state is DeploymentState.COMMITTED
     assert step(relieved, slow, now=76.0)[0].is_defect
+
+
+# ---- two copies do not fit ------------------------------------------------------------------------------------------
+
+TO_HOLD = (TO_GOLDEN[0], RecentDone(10))
+TO_GOLDEN_ALONE = (*TO_HOLD, StoodDown(), Ready())
+TO_PROBATION_ALONE = (*TO_GOLDEN_ALONE, GoldenDone(passed=True), shadow(), Switched())
+
+
+def test_where_two_copies_do_not_fit_the_incumbent_goes_first_and_the_shadow_compares_with_what_it_left():
+    deployment, actions = drive(*TO_PROBATION_ALONE, weighed=SCARCE)
+    assert actions == [
+        Action.FETCH,
+        Action.WEIGH,
+        Action.ASK_RECENT,
+        Action.STAND_DOWN,
+        Action.START,
+        Action.ASK_GOLDEN,
+        Action.ASK_SHADOW,
+        Action.SWITCH,
+        Action.WATCH,
+    ]
+    assert (deployment.state, deployment.attempt, deployment.held_since) == (DeploymentState.PROBATION, 1, None)
+    done, actions = step(deployment, Figures(requests=50, latency_ms=1.0, incumbent_ms=1.0), now=60)
+    assert (done.state, actions) == (DeploymentState.COMMITTED, (Action.COMMIT,))
+
+
+@pytest.mark.parametrize("begun", [{"is_known": True}, {"trial": Trial(shadow_requests=0, attempts=2)}])
+def test_without_a_shadow_the_incumbent_goes_at_once_and_golden_is_followed_by_the_switch(begun):
+    deployment, actions = drive(
+        TO_GOLDEN[0], StoodDown(), Ready(), GoldenDone(passed=True), Switched(), weighed=SCARCE, **begun
+    )
+    assert deployment.step is Step.PROBATION
+    assert not {Action.ASK_RECENT, Action.ASK_SHADOW} & set(actions)
+
+
+def test_first_version_is_not_weighed():
+    assert Action.WEIGH not in drive(*TO_GOLDEN, previous=None, weighed=SCARCE)[1]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        TO_HOLD,
+        TO_GOLDEN_ALONE[:-1],
+        TO_GOLDEN_ALONE,
+        (*TO_GOLDEN_ALONE, GoldenDone(passed=True)),
+        (*TO_GOLDEN_ALONE, GoldenDone(passed=True), shadow()),
+    ],
+)
+def test_requests_wait_no_longer_than_the_bound_and_that_is_no_defect(events):
+    deployment, _ = drive(*events, weighed=SCARCE)
+    bound = deployment.held_since + HOLD_S
+    assert step(deployment, Tick(), now=bound - 0.1) == (deployment, ())
+    ended, actions = step(deployment, Tick(), now=bound)
+    assert (ended.state, ended.reason_class, actions) == (
+        DeploymentState.FAILED,
+        ReasonClass.ENVIRONMENT,
+        (Action.DROP,),
+    )
+    assert "within 10 s" in ended.reason
+
+
+def test_probation_alone_has_no_bound():
+    deployment, _ = drive(*TO_PROBATION_ALONE, weighed=SCARCE)
+    assert step(deployment, Tick(), now=deployment.step_began + HOLD_S + 1)[0] == deployment
+
+
+def test_candidate_that_dies_while_requests_wait_is_started_again_at_once_until_its_attempts_are_used_up():
+    deployment, actions = drive(*TO_GOLDEN_ALONE, Died("SIGSEGV"), weighed=SCARCE)
+    assert (deployment.step, deployment.attempt, actions[-1]) == (Step.START, 2, Action.START)
+    assert actions.count(Action.WEIGH) == actions.count(Action.STAND_DOWN) == 1
+    ended, actions = step(deployment, Died("SIGSEGV"), now=9.0)
+    assert (ended.is_defect, actions) == (True, (Action.DROP,))
+
+
+def test_incumbent_that_hangs_is_sent_away_without_its_requests():
+    waiting, _ = drive(TO_GOLDEN[0], weighed=SCARCE)
+    late = waiting.step_began + STEP_TIMEOUT_S
+    deployment, actions = step(waiting, Tick(), now=late)
+    assert (deployment.step, deployment.attempt, actions) == (Step.STAND_DOWN, 0, (Action.STAND_DOWN,))
+    deployment = step(step(deployment, StoodDown(), now=late + 1)[0], Ready(), now=late + 2)[0]
+    assert step(deployment, GoldenDone(passed=True), now=late + 3)[1] == (Action.SWITCH,)
+
+
+def test_strain_holds_before_requests_wait_and_no_more_afterwards():
+    held, actions = drive(TO_GOLDEN[0], Strained(), weighed=SCARCE)
+    assert (held.step, held.attempt, actions[-1]) == (Step.HELD, 0, Action.PUT_BACK)
+    assert step(held, Relieved(), now=9.0)[1] == (Action.WEIGH,)
+    deployment, actions = drive(*TO_HOLD, Strained(), StoodDown(), Died("SIGSEGV"), weighed=SCARCE)
+    assert (deployment.step, deployment.attempt) == (Step.START, 2)
+    assert Action.PUT_BACK not in actions
+
+
+def test_memory_is_weighed_anew_for_every_start():
+    deployment, _ = drive(*TO_GOLDEN, Died("SIGKILL"))
+    assert deployment.step is Step.START
+    deployment, _ = drive(*TO_GOLDEN)
+    again, _ = step(deployment, Died("SIGKILL"), now=9.0)
+    assert step(again, SCARCE, now=9.0)[0].is_sequential

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from edgeops_runtime.__main__ import edgeops_agent
+from edgeops_runtime.commands import edgeops_agent
 from edgeops_runtime.config import Config
 from edgeops_runtime.doctor import machine
 from edgeops_runtime.doctor.advisories import advisory_for
@@ -276,7 +276,7 @@ def test_a_report_fails_when_the_engine_of_the_version_that_serves_is_ill(tmp_pa
 
 
 def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_a_model_can_be_served(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeops_runtime.__main__.Examiner", lambda: Examiner(command=HEALTHY, cpu=HERE))
+    monkeypatch.setattr("edgeops_runtime.commands.Examiner", lambda: Examiner(command=HEALTHY, cpu=HERE))
     config = tmp_path / "agent.toml"
     config.write_text(f'data = "{tmp_path / "data"}"\n')
     said = CliRunner().invoke(edgeops_agent, ["doctor", "--config", str(config), "--json"], standalone_mode=False)
@@ -286,7 +286,7 @@ def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_a_model
         line for line in answer["lines"] if line["subject"] == "onnxruntime"
     ).items()
     monkeypatch.setattr(
-        "edgeops_runtime.__main__.Examiner",
+        "edgeops_runtime.commands.Examiner",
         lambda: Examiner(
             command=quick("import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()"), cpu=HERE
         ),

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from edgeops.enrolment import Enrolment, EnrolmentRequest
 from edgeops.errors import ConfigError, MessageError, RefusedError, TransientError
 from edgeops.signing import PublicKey, SigningKey
-from edgeops_runtime.__main__ import edgeops_agent
+from edgeops_runtime.commands import edgeops_agent
 from edgeops_runtime.config import load_config
 from edgeops_runtime.identity import enrol, load_identity
 

@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> BlobStore:
 
 
 def updater(
-    store: BlobStore, key: SigningKey, choose=lambda manifest: (manifest.variants[0], "onnxruntime")
+    store: BlobStore, key: SigningKey, choose=lambda manifest, _: (manifest.variants[0], "onnxruntime")
 ) -> Updater:
     return Updater(
         store,
@@ -160,7 +160,7 @@ def test_signature_of_somebody_else_is_refused(store, server, bundle):
 
 
 def test_device_that_cannot_run_it_fetches_the_manifest_only(store, server, bundle, release_key):
-    result = bring(updater(store, release_key, choose=lambda _: "needs a lion"), server, bundle)
+    result = bring(updater(store, release_key, choose=lambda *_: "needs a lion"), server, bundle)
     assert result.reason_class is ReasonClass.INCOMPATIBLE
     assert "lion" in result.reason
     assert [digest for digest, _ in server.requests] == [bundle.digest]
@@ -193,7 +193,7 @@ def test_cancelled_download_ends_without_a_verdict(store, server, bundle, releas
         store,
         HttpDownloader(),
         keys=[release_key.public],
-        choose=lambda manifest: (manifest.variants[0], "onnxruntime"),
+        choose=lambda manifest, _: (manifest.variants[0], "onnxruntime"),
         pace=Pace(backoff_s=600, max_backoff_s=600),
         rng=random.Random(1),
     )

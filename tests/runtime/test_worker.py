@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import re
 import resource
 import socket
@@ -27,6 +28,7 @@ from edgeops_runtime.control import (
     Failed,
     Golden,
     GoldenResult,
+    Launch,
     Pause,
     Paused,
     Ready,
@@ -41,6 +43,7 @@ from edgeops_runtime.control import (
     WindowClosed,
 )
 from edgeops_runtime.watchdog import Checkup, ask
+from edgeops_runtime.worker_process import Gone, WorkerOrder, WorkerProcess
 
 INFER = "/v2/models/digits/infer"
 
@@ -494,9 +497,14 @@ def test_a_worker_does_not_stop_on_a_full_pipe(make_bundle, listening, client):
         except BlockingIOError:
             break
     os.set_blocking(write, True)
-    command = [sys.executable, "-m", "edgeops_runtime.serving.worker", "--bundle", str(make_bundle("1.0.0").path)]
-    command += ["--variant", "onnx", "--engine", "onnxruntime"]
-    command += ["--listen-fd", str(listening.fileno()), "--control-fd", str(theirs.fileno())]
+    launch = Launch(
+        bundle=make_bundle("1.0.0").path,
+        variant="onnx",
+        engine="onnxruntime",
+        listen_fd=listening.fileno(),
+        control_fd=theirs.fileno(),
+    )
+    command = [sys.executable, "-m", "edgeops_runtime.serving", launch.argument]
     process = subprocess.Popen(
         command, pass_fds=(listening.fileno(), theirs.fileno()), stdin=subprocess.DEVNULL, stdout=write, stderr=write
     )
@@ -605,3 +613,22 @@ def test_a_shadow_keeps_to_its_budget(make_bundle, start_worker, client, tmp_pat
     result = incumbent.ask(Shadow(path=str(path), budget_s=0.0))
     assert (result.answered, result.agreement) == (1, 1.0)  # One always, and nothing after the budget.
     assert "others needed the CPU" in result.reason
+
+
+def test_worker_that_is_ready_collects_garbage_again_and_keeps_few_arenas(make_bundle, listening, monkeypatch):
+    """It is switched off while modules are imported; left off, every cycle would stay."""
+    program = """
+import gc, os
+from edgeops_runtime.serving import __main__, worker
+worker.Worker.obey = lambda self: os._exit(10 + gc.isenabled() + 2 * (os.environ.get("MALLOC_ARENA_MAX") == "2"))
+__main__.main()
+"""
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    ends = queue.Queue()
+    WorkerProcess(
+        WorkerOrder(bundle=make_bundle("1.0.0").path, digest="", version="1.0.0", variant="onnx", engine="onnxruntime"),
+        listen_fd=listening.fileno(),
+        listener=lambda _, line: ends.put(line.reason) if isinstance(line, Gone) else None,
+        command=(sys.executable, "-c", program),
+    )
+    assert ends.get(timeout=60) == "the worker exited with code 13"

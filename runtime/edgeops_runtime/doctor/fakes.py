@@ -18,6 +18,7 @@ from edgeops.manifest import Variant
 from edgeops_runtime.doctor import probe
 from edgeops_runtime.doctor.probe import Golden
 from edgeops_runtime.engines.engine import Session, Tensors
+from edgeops_runtime.engines.options import SessionOptions
 
 _LEAK_BYTES = 1 << 20
 
@@ -38,7 +39,13 @@ class FakeEngine:
         if illness == "sigill-at-import":
             os.kill(os.getpid(), signal.SIGILL)
 
-    def load(self, model_path: Path, variant: Variant, threads: int) -> Session:
+    def load(
+        self,
+        model_path: Path,
+        variant: Variant,
+        threads: int,
+        options: SessionOptions = SessionOptions(),  # noqa: ARG002, B008 - the seam's; immutable
+    ) -> Session:
         """Take any model.
 
         Raises:

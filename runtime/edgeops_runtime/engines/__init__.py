@@ -7,7 +7,6 @@ one engine that a worker uses. A new engine is a module with a class and one lin
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgeops.errors import ConfigError, MissingExtraError
@@ -53,6 +52,9 @@ _NUMBER = re.compile(r"\d+")
 
 def available_engines() -> dict[str, str]:
     """The installed engines and their versions, read from package metadata; none is imported."""
+    # Here, since it brings mail and archives along, 2 MB, and a worker does not ask.
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
     found = {}
     for name, entry in ENGINES.items():
         try:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgeops.errors import EngineError
 from edgeops.manifest import Variant
+from edgeops_runtime.engines.options import SessionOptions
 
 Tensors = dict[str, NDArray[Any]]
 """Tensor name, as the manifest has it → array."""
@@ -38,13 +39,20 @@ class Engine(Protocol):
     name: str
     version: str
 
-    def load(self, model_path: Path, variant: Variant, threads: int) -> Session:
+    def load(
+        self,
+        model_path: Path,
+        variant: Variant,
+        threads: int,
+        options: SessionOptions = SessionOptions(),  # noqa: B008 - immutable
+    ) -> Session:
         """Load a model.
 
         Args:
             model_path: The variant's file.
             variant: Names of its tensors, and how many rows it takes.
             threads: How many threads one call may use.
+            options: What else there is to choose.
 
         Raises:
             EngineError: The engine cannot load it.

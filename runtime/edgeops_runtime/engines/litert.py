@@ -8,6 +8,7 @@ from ai_edge_litert.interpreter import Interpreter
 from edgeops.manifest import Variant
 from edgeops_runtime.engines.engine import Session
 from edgeops_runtime.engines.interpreter import load_interpreter
+from edgeops_runtime.engines.options import SessionOptions
 
 
 class LiteRTEngine:
@@ -18,7 +19,13 @@ class LiteRTEngine:
     def __init__(self) -> None:
         self.version = version("ai-edge-litert")
 
-    def load(self, model_path: Path, variant: Variant, threads: int) -> Session:
+    def load(
+        self,
+        model_path: Path,
+        variant: Variant,
+        threads: int,
+        options: SessionOptions = SessionOptions(),  # noqa: ARG002, B008 - it has none of them; immutable
+    ) -> Session:
         """Load a model; see :meth:`edgeops_runtime.engines.engine.Engine.load`.
 
         Raises:

@@ -13,6 +13,7 @@ import onnxruntime
 from edgeops.errors import EngineError
 from edgeops.manifest import Variant
 from edgeops_runtime.engines.engine import Session, Tensors, run_in_batches
+from edgeops_runtime.engines.options import SessionOptions
 
 _SILENT = 4  # Errors come as exceptions; a device's log does not need them a second time.
 
@@ -25,7 +26,13 @@ class OnnxRuntimeEngine:
     def __init__(self) -> None:
         self.version = str(onnxruntime.__version__)
 
-    def load(self, model_path: Path, variant: Variant, threads: int) -> Session:
+    def load(
+        self,
+        model_path: Path,
+        variant: Variant,
+        threads: int,
+        options: SessionOptions = SessionOptions(),  # noqa: B008 - immutable
+    ) -> Session:
         """Load a model; see :meth:`edgeops_runtime.engines.engine.Engine.load`.
 
         Raises:
@@ -33,7 +40,7 @@ class OnnxRuntimeEngine:
         """
         try:
             session = onnxruntime.InferenceSession(
-                str(model_path), sess_options=_options(variant, threads), providers=["CPUExecutionProvider"]
+                str(model_path), sess_options=_options(variant, threads, options), providers=["CPUExecutionProvider"]
             )
             found_inputs = {tensor.name for tensor in session.get_inputs()}
             found_outputs = {tensor.name for tensor in session.get_outputs()}
@@ -92,7 +99,7 @@ class _OnnxSession:
         return run
 
 
-def _options(variant: Variant, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
+def _options(variant: Variant, threads: int, chosen: SessionOptions) -> Any:  # noqa: ANN401 - onnxruntime has no types
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -101,7 +108,8 @@ def _options(variant: Variant, threads: int) -> Any:  # noqa: ANN401 - onnxrunti
     # Waiting threads sleep rather than spin: at 50 calls a second the same latency for a third of the CPU, and less heat.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if variant.batch is None:
-        # Memory patterns are kept per shape and grow without limit when shapes vary (onnxruntime #11118).
-        options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = chosen.arena
+    options.enable_mem_pattern = variant.batch is not None if chosen.memory_pattern is None else chosen.memory_pattern
+    if not chosen.prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return options

@@ -12,6 +12,7 @@ from tflite_runtime.interpreter import Interpreter
 from edgeops.manifest import Variant
 from edgeops_runtime.engines.engine import Session
 from edgeops_runtime.engines.interpreter import load_interpreter
+from edgeops_runtime.engines.options import SessionOptions
 
 
 class TFLiteEngine:
@@ -22,7 +23,13 @@ class TFLiteEngine:
     def __init__(self) -> None:
         self.version = version("tflite-runtime")
 
-    def load(self, model_path: Path, variant: Variant, threads: int) -> Session:
+    def load(
+        self,
+        model_path: Path,
+        variant: Variant,
+        threads: int,
+        options: SessionOptions = SessionOptions(),  # noqa: ARG002, B008 - it has none of them; immutable
+    ) -> Session:
         """Load a model; see :meth:`edgeops_runtime.engines.engine.Engine.load`.
 
         Raises:

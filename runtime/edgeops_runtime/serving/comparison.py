@@ -1,7 +1,6 @@
 """What a candidate has to pass before it serves: its golden vectors, and a shadow run beside the incumbent's answers."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,7 +127,7 @@ def run_shadow(model: "LoadedModel", path: Path, *, budget_s: float = math.inf) 
         failed=failed,
         not_finite=not_finite,
         agreement=agreed / compared if compared else None,
-        latency_ms=statistics.median(took_ms) if took_ms else None,
+        latency_ms=float(np.median(took_ms)) if took_ms else None,
         reason=reason,
     )
 

@@ -6,18 +6,16 @@
 ...     model.swap("fashion-1.3.0")
 """
 
-import asyncio
 import ctypes
 import gc
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
@@ -29,6 +27,7 @@ from edgeops.signing import PublicKey
 from edgeops_runtime.control import WindowClosed
 from edgeops_runtime.engines import available_engines, choose_variant, load_engine
 from edgeops_runtime.engines.engine import Session, Tensors
+from edgeops_runtime.engines.options import SessionOptions
 from edgeops_runtime.host import cpu_flags
 from edgeops_runtime.serving.comparison import compare_golden
 from edgeops_runtime.serving.counters import Counters
@@ -36,6 +35,9 @@ from edgeops_runtime.serving.pipeline import Answer, Pipeline, warm_up
 from edgeops_runtime.serving.profiler import Profiler
 from edgeops_runtime.serving.recorder import Recorders
 from edgeops_runtime.serving.vectors import read_golden
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 DRAIN_S = 60.0
 """How long a swap waits for the calls on the version before, so that it can give its counters and its memory back."""
@@ -191,6 +193,10 @@ class Model:
 
         The way to another thread and back costs some 50 µs; of a model that is faster than that, call :meth:`infer`.
         """
+        # Here, since they are 3 MB that no worker needs.
+        import asyncio  # noqa: PLC0415
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
         threads = self._threads
         if threads is None:
             with self._changing:
@@ -310,7 +316,14 @@ def _load(
     return load_variant(bundle, chosen, engine_name, threads=threads)
 
 
-def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int) -> LoadedModel:
+def load_variant(
+    bundle: Bundle,
+    variant: Variant,
+    engine: str,
+    *,
+    threads: int,
+    options: SessionOptions = SessionOptions(),  # noqa: B008 - immutable
+) -> LoadedModel:
     """Load one variant on one engine, and warm it up.
 
     Raises:
@@ -319,7 +332,7 @@ def load_variant(bundle: Bundle, variant: Variant, engine: str, *, threads: int)
         MissingExtraError: The engine is not installed.
     """
     loaded = load_engine(engine)
-    session = loaded.load(bundle.file(variant.file), variant, threads)
+    session = loaded.load(bundle.file(variant.file), variant, threads, options)
     reference = _read_reference(bundle)
     golden = read_golden(bundle)
     inputs = {spec.name: golden[f"input/{spec.name}"] for spec in bundle.manifest.inputs} if golden else None

@@ -1,11 +1,12 @@
 """The worker process: one variant of one bundle on one engine, answering on a socket that it inherits.
 
-The agent starts it with ``python -m edgeops_runtime.serving.worker`` and tells it what to do, as
+The agent starts it with ``python -m edgeops_runtime.serving`` and tells it what to do, as
 :mod:`edgeops_runtime.control` says. The main thread converses with the agent, each connection has a thread. When the agent is
 gone the worker exits at once: whoever restarts the agent starts new workers.
 """
 
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -16,7 +17,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import click
 import msgspec
 
 from edgeops.bundle import open_bundle
@@ -31,6 +31,7 @@ from edgeops_runtime.control import (
     Failed,
     FromAgent,
     Golden,
+    Launch,
     Pause,
     Paused,
     Ready,
@@ -47,7 +48,7 @@ from edgeops_runtime.serving.capture import Capture, RecentRows
 from edgeops_runtime.serving.checkup import Checkup
 from edgeops_runtime.serving.comparison import compare_golden, run_shadow
 from edgeops_runtime.serving.listener import Listener
-from edgeops_runtime.serving.model import LoadedModel, load_variant, resident_bytes
+from edgeops_runtime.serving.model import LoadedModel, give_memory_back, load_variant, resident_bytes
 from edgeops_runtime.serving.pipeline import Answer
 from edgeops_runtime.serving.priority import Cores, yield_to_others
 from edgeops_runtime.serving.protocols import Protocols
@@ -181,47 +182,40 @@ class Worker:
         self._capture.offer(request, feeds, answer)
 
 
-@click.command()
-@click.option("--bundle", "directory", type=click.Path(path_type=Path), required=True, help="Bundle directory.")
-@click.option("--variant", required=True, help="Name of the variant.")
-@click.option("--engine", required=True, help="Name of the engine.")
-@click.option("--listen-fd", type=int, required=True, help="Inherited listening socket.")
-@click.option("--control-fd", type=int, required=True, help="Inherited end of the control socket pair.")
-@click.option("--threads", type=int, default=1, help="Threads of one inference.")
-@click.option("--mqtt", "mqtt_url", envvar=MQTT_VARIABLE, help="Answer MQTT 5 requests too: mqtt://host:port/prefix.")
-def main(
-    directory: Path,
-    *,
-    variant: str,
-    engine: str,
-    listen_fd: int,
-    control_fd: int,
-    threads: int,
-    mqtt_url: str | None,
-) -> None:
-    """Serve one variant of a bundle; started by the agent."""
+def main(argument: str) -> None:
+    """Serve one variant of a bundle; started by the agent.
+
+    Args:
+        argument: Of a :class:`~edgeops_runtime.control.Launch`.
+    """
+    launch = Launch.from_argument(argument)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides.
     for stream in (sys.stdout, sys.stderr):
         _never_block(stream.fileno())
-    control = ControlSocket(socket.socket(fileno=control_fd))
-    listening = socket.socket(fileno=listen_fd)
+    control = ControlSocket(socket.socket(fileno=launch.control_fd))
+    listening = socket.socket(fileno=launch.listen_fd)
     start = time.monotonic()
     try:
-        bundle = open_bundle(directory, partial=True)
-        model = load_variant(bundle, bundle.manifest.variant(variant), engine, threads=threads)
+        bundle = open_bundle(launch.bundle, partial=True)
+        variant = bundle.manifest.variant(launch.variant)
+        model = load_variant(bundle, variant, launch.engine, threads=launch.threads, options=launch.options)
     except EdgeOpsError as error:
         control.send(Failed(what="load", reason=str(error)))
         sys.exit(1)
-    worker = Worker(model, control, listening, threads=threads, mqtt_url=mqtt_url)
+    mqtt_url = os.environ.get(MQTT_VARIABLE)
+    worker = Worker(model, control, listening, threads=launch.threads, mqtt_url=mqtt_url)
     control.send(
         Ready(
-            engine=engine,
+            engine=launch.engine,
             engine_version=model.engine_version,
             pid=os.getpid(),
             rss_bytes=resident_bytes(),
             load_s=time.monotonic() - start,
         )
     )
+    give_memory_back()  # What the load took: the agent has its answer, and nobody asks yet.
+    gc.freeze()  # What is there now stays, and need not be looked through again.
+    gc.enable()
     worker.obey()
 
 
@@ -229,7 +223,3 @@ def _never_block(descriptor: int) -> None:
     """Let writes to a pipe that nobody reads fail rather than wait: an engine's chatter must not stop inference."""
     if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_NONBLOCK)
-
-
-if __name__ == "__main__":
-    main()
