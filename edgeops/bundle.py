@@ -1,16 +1,16 @@
 """Bundles on disk: a directory with a signed ``manifest.json``, and the same files in one ``.tar``.
 
 What a manifest means is in :mod:`edgeops.manifest`. The digest of the bundle is that of the bytes of ``manifest.json``,
-signatures included; since the manifest has the digest of every other file, it stands for all of them.
+signatures included; since the manifest has the digest of every other file, it stands for all of them. Archives are imported where
+they are read or written: a device does neither, and has this module in each process.
 """
 
 import contextlib
 import os
 import shutil
-import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +18,9 @@ from edgeops.errors import ConflictError, ManifestError, TransientError, Untrust
 from edgeops.files import digest_bytes, digest_file, sync_directory, write_durably
 from edgeops.manifest import FileEntry, Manifest, check_path, decode_manifest, encode_manifest
 from edgeops.signing import MANIFEST, PublicKey, SigningKey, Unseal, seal, unseal
+
+if TYPE_CHECKING:
+    import tarfile
 
 MANIFEST_FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 4 << 20
@@ -145,6 +148,8 @@ def pack(bundle: Bundle, target: Path) -> None:
     Raises:
         TransientError: A file cannot be read or written.
     """
+    import tarfile  # noqa: PLC0415 - see above
+
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with tarfile.open(temporary, "w") as archive:
@@ -173,6 +178,8 @@ def unpack(archive: Path, target: Path, *, keys: Iterable[PublicKey] | None = No
         ConflictError: The target exists.
         TransientError: A file cannot be read or written.
     """
+    import tarfile  # noqa: PLC0415 - see above
+
     with _appearing(target) as temporary:
         try:
             with tarfile.open(archive, "r:") as tar:
@@ -192,6 +199,8 @@ def unpack(archive: Path, target: Path, *, keys: Iterable[PublicKey] | None = No
 @contextlib.contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
     """A directory to fill, which takes the name of the target when the block ends well, and is gone when it does not."""
+    import tempfile  # noqa: PLC0415 - see above
+
     if target.exists() or target.is_symlink():
         raise ConflictError(
             f"{target}: exists already; a bundle is never overwritten, choose another directory or version"
@@ -212,7 +221,7 @@ def _appearing(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _member_bytes(tar: tarfile.TarFile, archive: Path, name: str, limit: int) -> bytes:
+def _member_bytes(tar: "tarfile.TarFile", archive: Path, name: str, limit: int) -> bytes:
     try:
         member = tar.getmember(name)
     except KeyError:
