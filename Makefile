@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all check bench bench-convert clean
+.PHONY: setup demo test test-all check bench bench-convert arm64 deb clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,13 @@ bench: setup
 
 bench-convert: setup
 	$(BIN)/python -m benchmarks.converter
+
+# Both need root; qemu and debootstrap are installed on the way. What they make is in build.
+arm64: setup
+	$(BIN)/python scripts/arm64
+
+deb: setup
+	$(BIN)/python scripts/deb --check
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
