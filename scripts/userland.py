@@ -69,7 +69,6 @@ class Cpu(NamedTuple):
 CPUS = {
     "amd64": Cpu("x86_64", "x86_64"),
     "arm64": Cpu("aarch64", "aarch64"),
-    "armhf": Cpu("armv7l", "arm"),
 }
 """Debian's name of an architecture → the others'."""
 
