@@ -300,3 +300,15 @@ def test_a_closed_model_is_neither_asked_nor_swapped(make_bundle):
         model.infer({"image": DARK})
     with pytest.raises(EngineError, match="closed"):
         model.swap(make_bundle("1.1.0").path)
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_an_output_of_another_dtype_than_the_manifest_says_is_the_models_fault(make_bundle, rows):
+    class Doubles:
+        def run(self, feeds):
+            return {"logits": np.zeros((len(feeds["image"]), 10), np.float64)}
+
+    ask = Pipeline(make_bundle("1.0.0").manifest, Doubles()).fastest()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="'logits': expected float32 by the manifest, the model gave float64"):
+            ask({"image": np.repeat(DARK, rows, axis=0)})

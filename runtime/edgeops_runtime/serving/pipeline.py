@@ -54,6 +54,7 @@ class Pipeline:
         self._run = session.run
         self._inputs = tuple((spec.name, np.dtype(spec.numpy_dtype), spec) for spec in manifest.inputs)
         self._outputs = tuple(spec.name for spec in manifest.outputs)
+        self._dtypes = {spec.name: np.dtype(spec.numpy_dtype) for spec in manifest.outputs}
         self._preprocess = manifest.preprocess
         self._postprocess = manifest.postprocess
         self._batched = next((spec.name for spec in manifest.inputs if spec.is_batched), None)
@@ -136,7 +137,15 @@ class Pipeline:
         return rows
 
     def _look_at(self, name: str, output: NDArray[Any]) -> bool:
-        """Whether an output is finite; where it is small, remembers how to find that out faster the next time."""
+        """Whether an output is finite; where it is small, remembers how to find that out faster the next time.
+
+        Raises:
+            EngineError: It is of another dtype than the manifest says.
+        """
+        if output.dtype is not self._dtypes[name] and output.dtype != self._dtypes[name]:
+            raise EngineError(
+                f"output {name!r}: expected {self._dtypes[name]} by the manifest, the model gave {output.dtype}"
+            )
         if output.dtype is _SINGLE and output.size <= _FEW and output.flags.c_contiguous and output.ndim:
             if len(self._unpack[name]) >= _MAX_SEEN:
                 self._unpack[name].clear()
