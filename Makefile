@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all check bench bench-convert bench-runtime rivals clean
+.PHONY: setup demo test test-all check bench bench-convert bench-runtime rivals arm64 deb clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,13 @@ bench-runtime: setup
 
 rivals:
 	PYTHON=$(PYTHON) scripts/rivals
+
+# Both need root; qemu and debootstrap are installed on the way. What they make is in build.
+arm64: setup
+	$(BIN)/python scripts/arm64
+
+deb: setup
+	$(BIN)/python scripts/deb --check
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

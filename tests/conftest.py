@@ -72,7 +72,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory, release_key: SigningKe
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory, release_key: SigningKey) -> Bundle:
     """``digits`` 1.0.0 with a small real CNN in three variants: ``onnx-float``, ``onnx-int8``, ``tflite-float``."""
-    files = _small_models()
+    files = small_models()
     golden = np.load(files / "golden.npz")
     variants = tuple(
         Variant(
@@ -350,7 +350,7 @@ def _slow(helper, constants):
     ]
 
 
-def _small_models() -> Path:
+def small_models() -> Path:
     """The directory with the small CNN's files; built again when its script or the lock file changes."""
     script = Path(__file__).with_name("small_models.py")
     state = hashlib.sha256(script.read_bytes() + (ROOT / "requirements.lock").read_bytes()).hexdigest()[:16]

@@ -13,9 +13,9 @@ from benchmarks.figures import Figure
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 PROOFS: dict[str, tuple[str, ...]] = {
-    "power cut": ("tests/runtime/test_power_cut.py",),
+    "power cut": ("tests/runtime/test_power_cut.py", "tests/runtime/test_outbox_model.py"),
     "disk faults": ("tests/runtime/test_disk_faults.py",),
-    "clock": ("tests/runtime/test_clock.py",),
+    "clock": ("tests/runtime/test_clock.py", "tests/fleet/test_dating.py"),
     "hostile bundles and models": (
         "tests/runtime/test_hostile.py",
         "tests/runtime/test_updater.py",

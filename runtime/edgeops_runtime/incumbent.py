@@ -18,7 +18,7 @@ from edgeops_runtime.worker_process import WorkerProcess
 logger = logging.getLogger(__name__)
 
 QUICK_DEATH_S = 5.0
-"""A worker that dies sooner after its start died quickly."""
+"""A worker that dies before it is ready, however long that took, or sooner than this afterwards, died quickly."""
 
 QUICK_DEATHS = 3
 """So many quick deaths in a row are the version's fault."""
@@ -62,6 +62,7 @@ class Incumbent:
         self._is_paused = False
         self._is_ready = False
         self._began = 0.0
+        self._ready = 0.0
         self._quick_deaths = 0
         self._restart: Timer | None = None
         self._last_words = ""
@@ -123,7 +124,8 @@ class Incumbent:
         self.process, self.slot = process, slot
         self._is_paused, self._is_ready, self.is_serving = False, True, True
         self.is_away = False
-        self._began, self._quick_deaths = self._uptime(), 0
+        self._began = self._ready = self._uptime()
+        self._quick_deaths = 0
         self._on_change()
 
     def stop(self) -> None:
@@ -139,7 +141,7 @@ class Incumbent:
         """The worker said something."""
         match line:
             case Ready():
-                self._is_ready = True
+                self._is_ready, self._ready = True, self._uptime()
                 if not self._is_paused:
                     process.send(Serve())
             case NowServing() if not self._is_paused:
@@ -158,14 +160,16 @@ class Incumbent:
         """The worker has ended, and nobody asked it to."""
         if process is not self.process or self.slot is None:
             return
+        now = self._uptime()
+        is_quick = not self._is_ready or now - self._ready < QUICK_DEATH_S
         self.process, self.is_serving, self._is_ready = None, False, False
-        lived_s = self._uptime() - self._began
+        lived_s = now - self._began
         text = f"{self.slot.version}: {self._last_words or reason}, {lived_s:.1f} s after its start"
         self._last_words = ""
         self._notice("worker-died", text)
         if self._is_paused:
             return  # It is started when it is wanted again.
-        self._quick_deaths = self._quick_deaths + 1 if lived_s < QUICK_DEATH_S else 0
+        self._quick_deaths = self._quick_deaths + 1 if is_quick else 0
         if self._quick_deaths >= QUICK_DEATHS and self._on_crash_loop(text):
             return
         if self._quick_deaths <= 1:

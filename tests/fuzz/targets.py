@@ -261,6 +261,8 @@ def outbox(data: bytes) -> None:
         if [again.last(stream) for stream in Stream] != [opened.last(stream) for stream in Stream]:
             raise AssertionError("opened again it is another")
         _check_outbox(again)
+        for each in (opened, again):
+            each.close()
 
 
 def _open(directory: Path) -> Outbox:

@@ -13,6 +13,10 @@ import pytest
 from edgeops.bundle import Bundle
 from edgeops_runtime.control import ControlSocket, FromAgent, FromWorker, Launch
 
+sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package.
+
+from agent_parts import PATIENCE
+
 _MEMORY = Path("/dev/shm")
 
 
@@ -31,7 +35,7 @@ class RunningWorker:
 
     def __init__(self, bundle: Path, variant: str, engine: str, listening: socket.socket, python: str) -> None:
         ours, theirs = socket.socketpair()
-        ours.settimeout(30)
+        ours.settimeout(30 * PATIENCE)
         with theirs:
             launch = Launch(
                 bundle=bundle,

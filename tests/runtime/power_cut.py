@@ -79,7 +79,7 @@ def written(content: bytes, change: Write | Truncate) -> bytes:
 
 
 class Recorder:
-    """Records below a directory, which must be empty, while its ``with`` block runs; for the whole process."""
+    """Records below a directory while its ``with`` block runs, for the whole process; what is there already counts as synced."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(os.path.realpath(directory))
@@ -98,7 +98,7 @@ class Recorder:
             self.operations.append(Mark(value))
 
     def __enter__(self) -> Self:
-        assert not list(self.directory.iterdir())
+        self._take_in()
         for name in ("open", "close", "write", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "remove",
                      "mkdir", "rmdir", "truncate", "ftruncate", "posix_fallocate"):  # fmt: skip
             self._real[name] = getattr(os, name)
@@ -111,6 +111,17 @@ class Recorder:
         for name, function in self._real.items():
             setattr(os, name, function)
         io.open = builtins.open = self._real_open
+
+    def _take_in(self) -> None:
+        for path in sorted(self.directory.rglob("*")):
+            place = self._place(path, None)
+            assert place is not None
+            node = next(self._count)
+            self._apply(Names(((*place, node),), made="directory" if path.is_dir() else "file"))
+            if not path.is_dir():
+                self._apply(Write(node, 0, path.read_bytes()))
+            self._apply(Sync(node))
+            self._apply(Sync(place[0]))
 
     def check(self) -> None:
         """Everything that happened was understood."""

@@ -21,7 +21,7 @@ from edgeops_runtime.worker_process import WORKER_COMMAND
 
 sys.path.insert(0, str(Path(__file__).parent))  # The folder is no package, and this module is only for its tests.
 
-from agent_parts import Hammer, Station, eventually
+from agent_parts import PATIENCE, Hammer, Station, eventually
 
 
 class ModelStation(Station):
@@ -36,7 +36,7 @@ class ModelStation(Station):
         image = np.random.default_rng(3).uniform(top - 0.1, top, (1, 1, 28, 28)).astype(np.float32)
         tensor = {"name": "image", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": image.ravel().tolist()}
         host, _, port = (self.agent.address if self.agent is not None else self.address).rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection = http.client.HTTPConnection(host, int(port), timeout=10 * PATIENCE)
         try:
             connection.request("POST", "/v2/models/digits/infer", body=json.dumps({"inputs": [tensor]}))
             response = connection.getresponse()

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 import warnings
 import weakref
@@ -262,11 +263,24 @@ def test_a_swap_under_the_feet_of_callers_fails_no_call_and_loses_no_count(make_
     assert sum(window.errors for window in windows) == 0
 
 
-def test_what_was_swapped_out_is_let_go(make_bundle):
-    with edgeops_runtime.load(make_bundle("1.0.0").path) as model:
-        before = weakref.ref(model.loaded)
-        model.swap(make_bundle("1.1.0").path)
-        assert before() is None
+@pytest.fixture
+def no_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("variant", ["onnx-int8", "tflite-float"])
+def test_what_was_swapped_out_is_let_go_without_the_collector(small_bundle, variant):
+    """The collector stops every thread, so nothing of a loaded model may hold itself."""
+    with edgeops_runtime.load(small_bundle.path, variant=variant) as model:
+        model.infer({"image": DARK})
+        kept = [weakref.ref(part) for part in (model.loaded, model.loaded.pipeline, model.loaded.recorders)]
+        session = weakref.ref(model.loaded.pipeline._run.__self__) if variant.startswith("tflite") else None
+        model.swap(small_bundle.path, variant=variant)
+        assert [part() for part in kept] == [None] * 3
+        assert session is None or session() is None
 
 
 @pytest.mark.parametrize("broken", ["nan", "wrong", "raises"])
@@ -286,3 +300,15 @@ def test_a_closed_model_is_neither_asked_nor_swapped(make_bundle):
         model.infer({"image": DARK})
     with pytest.raises(EngineError, match="closed"):
         model.swap(make_bundle("1.1.0").path)
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_an_output_of_another_dtype_than_the_manifest_says_is_the_models_fault(make_bundle, rows):
+    class Doubles:
+        def run(self, feeds):
+            return {"logits": np.zeros((len(feeds["image"]), 10), np.float64)}
+
+    ask = Pipeline(make_bundle("1.0.0").manifest, Doubles()).fastest()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="'logits': expected float32 by the manifest, the model gave float64"):
+            ask({"image": np.repeat(DARK, rows, axis=0)})

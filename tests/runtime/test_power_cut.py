@@ -476,7 +476,10 @@ def check_brought(store: BlobStore, name: str, blobs: dict[str, bytes], keys: li
     manifest = read_manifest(blobs[digest], keys=keys)
     order = Order(model="digits", version=manifest.version, digest=digest, url="memory")
     updater = Updater(
-        store, MemoryDownloader(blobs), keys=keys, choose=lambda manifest: (manifest.variants[0], "onnxruntime")
+        store,
+        MemoryDownloader(blobs),
+        keys=keys,
+        choose=lambda manifest, _digest: (manifest.variants[0], "onnxruntime"),
     )
     assert isinstance(updater.bring(order, cancelled=threading.Event()), Brought)
     assert set(open_bundle(store.bundle_path(digest), keys=keys).manifest.files) == set(manifest.files)

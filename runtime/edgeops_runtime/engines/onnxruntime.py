@@ -88,13 +88,15 @@ class _OnnxSession:
 
     def _simple_run(self) -> Callable[[Tensors], Tensors]:
         """:meth:`run` for one input, one output and any number of rows, which is what most models are: without loops."""
+        # Without self: a session that held itself would outlive its model until the garbage collector stops the process for it.
         ((ours, theirs),), (name,), wanted, call = self._inputs, self._names, self._file_outputs, self._call
+        file = self._file
 
         def run(feeds: Tensors) -> Tensors:
             try:
                 return {name: call(wanted, {theirs: feeds[ours]}, None)[0]}
             except Exception as error:
-                raise EngineError(f"{self._file}: onnxruntime cannot run it: {error}") from error
+                raise EngineError(f"{file}: onnxruntime cannot run it: {error}") from error
 
         return run
 

@@ -81,7 +81,7 @@ class Batcher:
         budget: ThreadBudget,
         queue: Queue | None = None,
     ) -> None:
-        self._answer: Callable[[Mapping[str, NDArray[Any]]], Answer] = pipeline.answer
+        self._answer: Callable[[Mapping[str, NDArray[Any]]], Answer] = pipeline.fastest()
         self._check = pipeline.check
         self._budget = budget
         self.queue = queue or Queue(manifest.name)

@@ -294,15 +294,16 @@ class _Reader:
             if self._recognise(data):
                 return False
             self._first = data
-        was_in_headers = self._is_in_headers
+        unfinished = self._headers if self._is_in_headers else None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             return True  # An upgrade is declined by answering in HTTP/1.1.
         except httptools.HttpParserError as error:
             self._refuse(400, f"not a valid HTTP/1.1 request: {error}")
-        # A header that never ends is kept by the parser, unseen by on_header.
-        self._unfinished_bytes = self._unfinished_bytes + len(data) if was_in_headers and self._is_in_headers else 0
+        # A header that never ends is kept by the parser, unseen by on_header. One that began in these bytes is another.
+        goes_on = self._is_in_headers and self._headers is unfinished
+        self._unfinished_bytes = self._unfinished_bytes + len(data) if goes_on else 0
         if self._unfinished_bytes > self._limits.header_bytes:
             self._refuse_headers()
         return False
