@@ -25,7 +25,7 @@ def _run(config_path: Path) -> None:
 
     try:
         service.run(config_path)
-    except EdgeOpsError as error:
+    except (EdgeOpsError, OSError) as error:
         sys.stderr.write(f"edgeops-agent: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -69,7 +69,7 @@ class Incumbent:
 
     @property
     def has_died(self) -> bool:
-        """Whether it died soon after its last start."""
+        """Whether it died quickly, the last time that it died."""
         return self._quick_deaths > 0
 
     @property

@@ -374,3 +374,19 @@ def test_real_model_that_never_ends_on_bright_images_gives_the_traffic_back(
     assert "under way for" in station.wait_for("2.0.0", "rolled_back", within_s=60).reason
     eventually(lambda: station.answer(top=1.0) == "1.0.0")
     eventually(lambda: station.agent._crew.size == 1, within_s=100)  # It had its time to end, and is ended.
+
+
+@pytest.mark.parametrize(("arguments", "loads_click"), [(["--config", "/nonexistent.toml"], False), (["--help"], True)])
+def test_way_into_the_service_is_without_the_library_of_the_command_line(arguments, loads_click):
+    program = """
+import sys
+from edgeops_runtime.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "click" in sys.modules, "cryptography" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, "run", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.splitlines()[-1] == f"{0 if loads_click else 1} {loads_click} False"
+    assert loads_click or "edgeops-agent: /nonexistent.toml: cannot be read" in done.stderr
