@@ -52,7 +52,7 @@ def test_rows_are_copied_so_that_callers_may_reuse_their_arrays(make_bundle, ref
     recorders = Recorders(make_bundle("1.0.0").manifest, reference)
     entered, left = rows_of(np.random.default_rng(0), 3)
     expected = count_rows(reference.signals, entered | left)
-    recorders.answered(Answer(left, entered, left, 3), 1)
+    recorders.answered(Answer(left, entered, left, 3), 1, is_lent=True)
     entered["image"].fill(np.nan)
     left["logits"].fill(np.nan)
     _, profile, *_ = recorders.close()

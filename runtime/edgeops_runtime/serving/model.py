@@ -83,9 +83,9 @@ class LoadedModel:
         self.ask = self.pipeline.fastest()
         self.recorders = Recorders(bundle.manifest, reference)
 
-    def answered(self, answer: Answer, start: int) -> None:
-        """Count an answer that goes to its caller now."""
-        self.recorders.answered(answer, perf_counter_ns() - start)
+    def answered(self, answer: Answer, start: int, *, is_lent: bool = False) -> None:
+        """Count an answer that goes to its caller now; of one that is lent, copies are kept."""
+        self.recorders.answered(answer, perf_counter_ns() - start, is_lent=is_lent)
 
     def failed(self, start: int, error: Exception | None = None) -> None:
         """Count a request that could not be answered, on the device's account."""
@@ -186,7 +186,7 @@ class Model:
         except EngineError as error:
             recorders.failed(perf_counter_ns() - start, is_not_finite=isinstance(error, NotFiniteError))
             raise
-        recorders.answered(answer, perf_counter_ns() - start)
+        recorders.answered(answer, perf_counter_ns() - start, is_lent=True)
         if recorders.full:
             recorders.settle()
         return answer.outputs
@@ -390,7 +390,9 @@ def _check_reference(bundle: Bundle, reference: Reference, answer: Answer) -> No
     """Count one answer into the reference's bins, so that a signal that does not fit is found now and not under way."""
     profiler = Profiler(bundle.manifest, reference)
     try:
-        profiler.count(profiler.buffer_of(answer.entered, answer.left, answer.rows))
+        buffer = profiler.buffer()
+        buffer.add(answer.entered, answer.left, answer.rows)
+        profiler.count(buffer)
     except Exception as error:  # an index out of range, an axis that is not there: whatever numpy calls it
         raise ManifestError(f"{bundle.path}: the drift reference does not fit the model: {error}") from error
 

@@ -1,10 +1,11 @@
 """Counting what passes a model into the bins of its drift reference, cheaply and exactly.
 
-Rows are copied into a preallocated buffer and binned many at a time, off the reply path, so that the cost of numpy's calls is
-shared. Who fills which buffer is :mod:`edgeops_runtime.serving.recorder`'s matter, what the bins are :mod:`edgeops.signals`', how
-a row finds its bin :mod:`edgeops.binning`'s.
+Answers are kept by reference and binned many rows at a time, off the reply path, so that the cost of numpy's calls is shared. Who
+fills which buffer is :mod:`edgeops_runtime.serving.recorder`'s matter, what the bins are :mod:`edgeops.signals`', how a row finds
+its bin :mod:`edgeops.binning`'s.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,55 +21,32 @@ _BUFFER_BYTES = 4 << 20
 
 
 class RowBuffer:
-    """Some rows of every tensor that a signal looks at.
+    """The answers whose rows wait to be binned, by reference: who keeps an array must not write to it any more.
 
     Args:
-        entered: Names of tensors that enter the engine; ``left`` likewise of those that leave it.
-        shapes: Of one row of each tensor.
-        capacity: Most rows; 0 where the shape of a row is not known beforehand, and then nothing fits.
+        capacity: From so many rows on it is full.
     """
 
-    __slots__ = ("_capacity", "_entered", "_left", "_shapes", "arrays", "rows")
+    __slots__ = ("_capacity", "parts", "rows")
 
-    def __init__(
-        self, entered: tuple[str, ...], left: tuple[str, ...], shapes: dict[str, tuple[Any, ...]], capacity: int
-    ) -> None:
-        self._entered, self._left, self._shapes, self._capacity = entered, left, shapes, capacity
-        self.arrays: Tensors = {}
-        """Name → room for ``capacity`` rows; made at the first answer, whose dtypes it takes."""
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self.parts: list[tuple[Tensors, Tensors]] = []
+        """What entered the engine and what left it, for each answer."""
         self.rows = 0
-        """How many of them are filled."""
+        """How many rows they have together."""
 
     def add(self, entered: Tensors, left: Tensors, rows: int) -> bool:
-        """Copy the rows of an answer; ``False`` when they do not fit, and then none was taken.
+        """Keep an answer; returns whether the buffer is full now.
 
         Args:
             entered: What entered the engine, ``(rows, …)`` each.
             left: What left it.
             rows: How many; a tensor without a batch dimension is one row.
         """
-        start, end = self.rows, self.rows + rows
-        if end > self._capacity:
-            return False
-        arrays = self.arrays or self._make_room(entered, left)
-        for name in self._entered:
-            arrays[name][start:end] = entered[name]
-        for name in self._left:
-            arrays[name][start:end] = left[name]
-        self.rows = end
-        return True
-
-    @property
-    def is_reusable(self) -> bool:
-        """Whether it has room for as many rows as a new one."""
-        return self._capacity > 0
-
-    def _make_room(self, entered: Tensors, left: Tensors) -> Tensors:
-        dtypes = {name: entered[name].dtype for name in self._entered} | {name: left[name].dtype for name in self._left}
-        self.arrays = {
-            name: np.empty((self._capacity, *self._shapes[name]), dtype=dtype) for name, dtype in dtypes.items()
-        }
-        return self.arrays
+        self.parts.append((entered, left))
+        self.rows += rows
+        return self.rows >= self._capacity
 
 
 class Profiler:
@@ -95,40 +73,43 @@ class Profiler:
         used = {signal.tensor: specs[signal.tensor] for signal in self._signals}
         self._entered = tuple(name for name in used if name in inputs)
         self._left = tuple(name for name in used if name not in inputs)
-        self._rows_of = {name: _row_shape(spec, batch) for name, spec in used.items()}
+        made_here = {operator.tensor for operator in (*manifest.preprocess, *manifest.postprocess)}
+        self._lent = used.keys() - made_here
         self._is_whole = {name for name, spec in used.items() if spec.shape[:1] != (batch,)}
         self._reference_id = reference.id
         self._counts = {signal.name: np.zeros(signal.bins, dtype=np.int64) for signal in self._signals}
         self._counted = 0
-        self._capacity = self._find_capacity()
-        self._spare: list[RowBuffer] = []
+        self._capacity = _capacity([_row_shape(spec, batch) for spec in used.values()])
 
     def buffer(self) -> RowBuffer:
-        """An empty buffer for :meth:`count`."""
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return RowBuffer(self._entered, self._left, self._rows_of, self._capacity)
+        """An empty buffer."""
+        return RowBuffer(self._capacity)
 
-    def buffer_of(self, entered: Tensors, left: Tensors, rows: int) -> RowBuffer:
-        """A buffer of exactly these rows, for answers that no buffer has room for."""
-        arrays = {name: entered[name] for name in self._entered} | {name: left[name] for name in self._left}
-        made = RowBuffer(self._entered, self._left, self._rows_of, 0)
-        made.arrays = {
-            name: (array[None] if name in self._is_whole else array).copy() for name, array in arrays.items()
-        }
-        made.rows = rows
-        return made
+    def keep(self, entered: Tensors, left: Tensors) -> Tensors:
+        """What signals look at, with copies of what is in the caller's hands: its inputs, and outputs that it was given."""
+        kept, lent = {}, self._lent
+        for name in self._entered:
+            kept[name] = entered[name].copy() if name in lent else entered[name]
+        for name in self._left:
+            kept[name] = left[name].copy() if name in lent else left[name]
+        return kept
 
     def count(self, buffer: RowBuffer) -> None:
         """Bin the rows of a buffer, which is not to be used afterwards."""
-        rows = {name: array[: buffer.rows] for name, array in buffer.arrays.items()}
+        columns = {name: [entered[name] for entered, _ in buffer.parts] for name in self._entered}
+        columns |= {name: [left[name] for _, left in buffer.parts] for name in self._left}
+        for name in self._is_whole & columns.keys():
+            columns[name] = [array[None] for array in columns[name]]
+        if all(len({array.shape[1:] for array in arrays}) == 1 for arrays in columns.values()):
+            self._count({name: np.concatenate(arrays) for name, arrays in columns.items()})
+        else:
+            for index in range(len(buffer.parts)):
+                self._count({name: arrays[index] for name, arrays in columns.items()})
+        self._counted += buffer.rows
+
+    def _count(self, rows: Tensors) -> None:
         for name, counts in count_rows(self._signals, rows).items():
             self._counts[name] += counts
-        self._counted += buffer.rows
-        if not self._spare and buffer.rows and buffer.is_reusable:
-            buffer.rows = 0
-            self._spare.append(buffer)
 
     def close(self) -> Profile:
         """The profile of everything that was binned since the last time; begins a new one."""
@@ -142,12 +123,13 @@ class Profiler:
         self._counted = 0
         return profile
 
-    def _find_capacity(self) -> int:
-        """How many rows to buffer: 0 when their shape is not known beforehand."""
-        if any(isinstance(size, str) for shape in self._rows_of.values() for size in shape):
-            return 0
-        row_bytes = sum(8 * int(np.prod(shape)) for shape in self._rows_of.values())
-        return max(1, min(BUFFERED_ROWS, _BUFFER_BYTES // max(row_bytes, 1)))
+
+def _capacity(shapes: list[tuple[Any, ...]]) -> int:
+    """How many rows to keep before they are binned: one where their size is not known beforehand."""
+    if any(isinstance(size, str) for shape in shapes for size in shape):
+        return 1
+    row_bytes = sum(8 * math.prod(int(size) for size in shape) for shape in shapes)
+    return max(1, min(BUFFERED_ROWS, _BUFFER_BYTES // max(row_bytes, 1)))
 
 
 def _counts_rows(spec: TensorSpec, batch: int | str | None) -> bool:

@@ -55,8 +55,14 @@ class Recorders:
             threading.Lock()
         )  # Held while rows are binned and windows are closed; never while an answer is counted.
 
-    def answered(self, answer: Answer, nanoseconds: int) -> None:
-        """Count an answer, and how long it took."""
+    def answered(self, answer: Answer, nanoseconds: int, *, is_lent: bool = False) -> None:
+        """Count an answer.
+
+        Args:
+            answer: The answer.
+            nanoseconds: How long it took.
+            is_lent: Inputs and outputs are in the caller's hands, who may write to them afterwards.
+        """
         try:
             recorder = self._idle.pop()
         except IndexError:
@@ -67,8 +73,13 @@ class Recorders:
         shift = nanoseconds.bit_length() - SUB_BITS - 1
         recorder.latency[(shift << SUB_BITS) + (nanoseconds >> shift) if shift > 0 else nanoseconds] += 1
         buffer = recorder.buffer
-        if buffer is not None and not buffer.add(answer.entered, answer.left, answer.rows):
-            self._replace(recorder, buffer, answer)
+        if buffer is not None:
+            entered, left = answer.entered, answer.left
+            if is_lent and self._profiler is not None:
+                entered = left = self._profiler.keep(entered, left)
+            if buffer.add(entered, left, answer.rows):
+                self.full.append(buffer)
+                recorder.buffer = self._new_buffer()
         self._idle.append(recorder)
 
     def failed(self, nanoseconds: int, *, is_not_finite: bool = False) -> None:
@@ -131,15 +142,8 @@ class Recorders:
         except IndexError:
             return
 
-    def _replace(self, recorder: _Recorder, buffer: RowBuffer, answer: Answer) -> None:
-        """The rows did not fit any more: leave what is there to be binned, and go on with an empty buffer."""
-        if self._profiler is None:
-            return
-        if buffer.rows:
-            self.full.append(buffer)
-            recorder.buffer = buffer = self._profiler.buffer()
-        if not buffer.add(answer.entered, answer.left, answer.rows):
-            self.full.append(self._profiler.buffer_of(answer.entered, answer.left, answer.rows))
+    def _new_buffer(self) -> RowBuffer | None:
+        return self._profiler.buffer() if self._profiler is not None else None
 
     def _new_recorder(self) -> _Recorder:
-        return _Recorder(self._profiler.buffer() if self._profiler is not None else None)
+        return _Recorder(self._new_buffer())

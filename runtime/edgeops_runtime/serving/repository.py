@@ -96,7 +96,7 @@ class Served:
                 feeds = {name: array.copy() for name, array in feeds.items()}
             self._observer(request, feeds, answer)
         self.last_start = start
-        self.model.answered(answer, start)
+        self.model.answered(answer, start, is_lent=is_borrowed)
 
     def failed(self, start: int) -> None:
         """Count a request that could not be answered for a reason of ours."""
