@@ -6,6 +6,7 @@ The protocol: https://github.com/kserve/open-inference-protocol; binary tensors 
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from edgeops.errors import MessageError, TensorError
 from edgeops.tensors import NUMPY_NAMES, PROTOCOL_NAMES, TensorSpec
 from edgeops_runtime.engines.engine import Tensors
-from edgeops_runtime.serving.http import Request, Response
+from edgeops_runtime.serving.http import Request, Response, usual_head
 
 _NAMES = {np.dtype(numpy_name): name for numpy_name, name in PROTOCOL_NAMES.items()}  # dtype.name takes 2 µs
 _BINARY = "application/octet-stream"
@@ -151,8 +152,12 @@ class _Known(msgspec.Struct):
     placed: dict[str, PlacedTensor]
     is_placed: bool
     size_bytes: int
-    answers: dict[tuple[tuple[int, ...], ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
-    """Shapes of the outputs → the JSON and the headers of the answer."""
+    only_input: tuple[str, np.dtype[Any], tuple[int, ...]] | None
+    """Name, dtype and shape, where one tensor is all that there is."""
+    only_output: str | None
+    """Name, where one binary tensor is all that is wanted."""
+    answers: dict[tuple[Any, ...], tuple[bytes, tuple[tuple[str, str], ...], bytes]] = {}
+    """Shapes of the outputs (of an only one, its own) → JSON, headers and head of the answer."""
 
 
 class Codec:
@@ -192,21 +197,29 @@ class Codec:
     def encode(self, asked: Asked, outputs: Tensors) -> Response:
         """Write an answer."""
         known = asked.known
-        if known is None or not known.wanted or not all(one.is_binary or one.part for one in known.wanted):
+        if known is None:
+            return encode_response(asked.message, outputs, asked.wanted, model=self._model, version=self._version)
+        if known.only_output is not None:
+            array = outputs[known.only_output]
+            written = known.answers.get(array.shape)
+            if written is not None:
+                return Response(200, (written[0], to_bytes(array)), _BINARY, written[1], None, written[2])
+        if not known.wanted or not all(one.is_binary or one.part for one in known.wanted):
             return encode_response(asked.message, outputs, asked.wanted, model=self._model, version=self._version)
         arrays = [outputs[one.spec.name] for one in known.wanted]
-        shapes = tuple([array.shape for array in arrays])
+        shapes = arrays[0].shape if known.only_output is not None else tuple([array.shape for array in arrays])
         answer = known.answers.get(shapes)
         if answer is None:
             response = encode_response(asked.message, outputs, asked.wanted, model=self._model, version=self._version)
             if len(known.answers) < _MAX_KNOWN:
-                known.answers[shapes] = (bytes(response.body[0]), response.headers)
+                response.head = usual_head(response)
+                known.answers[shapes] = (bytes(response.body[0]), response.headers, response.head)
             return response
-        text, headers = answer
+        text, headers, head = answer
         if not headers:
-            return Response(200, (text,))
+            return Response(200, (text,), head=head)
         blobs = [to_bytes(array) for array, one in zip(arrays, known.wanted, strict=True) if one.part is None]
-        return Response(200, (text, *blobs), _BINARY, headers)
+        return Response(200, (text, *blobs), _BINARY, headers, head=head)
 
     def _learn(self, asked: Asked, text: bytes) -> _Known | None:
         tensors, placed, end = [], {}, 0
@@ -225,12 +238,31 @@ class Codec:
             return None
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        known = _Known(asked.message, asked.wanted, tuple(tensors), placed, asked.is_placed, end)
+        alone = tensors[0] if len(tensors) == 1 and not placed else None
+        known = _Known(
+            message=asked.message,
+            wanted=asked.wanted,
+            tensors=tuple(tensors),
+            placed=placed,
+            is_placed=asked.is_placed,
+            size_bytes=end,
+            only_input=(alone[0], alone[1], alone[3]) if alone is not None else None,
+            only_output=_only_output(asked.wanted),
+        )
         self._known[text] = known
         return known
 
 
+def _only_output(wanted: list[Wanted]) -> str | None:
+    if len(wanted) == 1 and wanted[0].is_binary and wanted[0].part is None:
+        return wanted[0].spec.name
+    return None
+
+
 def _read_known(known: _Known, body: bytes | memoryview, start: int) -> Feeds:
+    if known.only_input is not None and type(body) is bytes:
+        name, dtype, shape = known.only_input
+        return {name: np.ndarray(shape, dtype, body[start:])}
     feeds: Feeds = {**known.placed}
     if not known.tensors:
         return feeds
@@ -245,6 +277,8 @@ def _read_known(known: _Known, body: bytes | memoryview, start: int) -> Feeds:
 
 def to_bytes(array: NDArray[Any]) -> bytes | memoryview:
     """The bytes of an array as they go on the wire; a large one is not copied."""
+    if array.nbytes < _LARGE_BYTES and sys.byteorder == "little":
+        return array.tobytes()
     little = array.astype(_DTYPES[_NAMES[array.dtype]], copy=False)
     if little.nbytes < _LARGE_BYTES or not little.flags.c_contiguous:
         return little.tobytes()

@@ -78,6 +78,7 @@ class Response(msgspec.Struct):
         headers: Beside those that every answer has.
         body: Its parts, sent one after the other; a memory view is one of bytes.
         after: Called when the answer is out.
+        head: Its status line and headers, for a connection that goes on, where they are known already.
     """
 
     status: int
@@ -85,6 +86,7 @@ class Response(msgspec.Struct):
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
     after: Callable[[], None] | None = None
+    head: bytes = b""
 
 
 Handler = Callable[[Request], Response]
@@ -244,10 +246,11 @@ class Connection:
         return True
 
     def _send(self, response: Response, *, goes_on: bool, is_head: bool = False) -> None:
-        start, body = _head(response, goes_on=goes_on), response.body
+        body = response.body
+        start = response.head if response.head and goes_on else _head(response, goes_on=goes_on)
         if is_head:
             self._socket.sendall(start)
-        elif all(len(part) < _JOINED_BYTES for part in body):
+        elif sum(map(len, body)) < _JOINED_BYTES:
             self._socket.sendall(b"".join((start, *body)))
         else:
             send_all(self._socket, [start, *body])
@@ -451,6 +454,11 @@ def aligned(size: int) -> memoryview:
 def response_bytes(response: Response) -> bytes:
     """An answer after which the connection ends, in one piece."""
     return b"".join([_head(response, goes_on=False), *response.body])
+
+
+def usual_head(response: Response) -> bytes:
+    """What :attr:`Response.head` is to be for an answer like this one."""
+    return _head(response, goes_on=True)
 
 
 def _head(response: Response, *, goes_on: bool) -> bytes:
