@@ -19,6 +19,8 @@ from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = "bookworm"
+PACKAGES = ("ca-certificates", "libstdc++6", "python3", "python3-venv", "systemd")
+"""What is in every userland beside Debian's smallest system: what the agent asks for, what tests need, what boards have."""
 _STARTED = time.monotonic()
 
 # PID 1 of the namespace. It stays to reap what loses its parent; what it mounts goes with it. $1: the root, $2: the registration
@@ -89,14 +91,14 @@ class Userland:
         self.root = self.directory / "root"
         self.is_foreign = self.cpu.machine != os.uname().machine
 
-    def make(self, packages: Sequence[str]) -> None:
-        """Install Debian's smallest system with some packages more, unless it is there: five minutes where qemu has to run it.
+    def make(self) -> None:
+        """Install Debian's smallest system and :data:`PACKAGES`, unless they are there: five minutes where qemu has to run it.
 
         Raises:
             SystemExit: This user or this machine cannot, or a step failed; the message says what to do.
         """
         need_programs(["debootstrap", *([f"qemu-{self.cpu.qemu}-static"] if self.is_foreign else [])])
-        wanted = f"{self.suite} {' '.join(packages)}"
+        wanted = f"{self.suite} {' '.join(PACKAGES)}"
         stamp = self.directory / "made-of"
         if stamp.is_file() and stamp.read_text() == wanted:
             say(f"{self.suite} {self.arch} is there: {self.root.relative_to(ROOT)}")
@@ -106,7 +108,7 @@ class Userland:
         shutil.rmtree(self.root, ignore_errors=True)
         self.directory.mkdir(parents=True, exist_ok=True)
         log = self.directory / "debootstrap.log"
-        first = ["debootstrap", f"--arch={self.arch}", "--variant=minbase", f"--include={','.join(packages)}"]
+        first = ["debootstrap", f"--arch={self.arch}", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
         mirror = _mirror()
         with log.open("w") as stream:
             self._step(
