@@ -19,13 +19,16 @@ from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = "bookworm"
+PACKAGES = ("ca-certificates", "libstdc++6", "python3", "python3-venv", "systemd")
+"""What is in every userland beside Debian's smallest system: what the agent asks for, what tests need, what boards have."""
 _STARTED = time.monotonic()
 
 # PID 1 of the namespace. It stays to reap what loses its parent; what it mounts goes with it. $1: the root, $2: the registration
-# of qemu or nothing, $3: "fresh" when changes are to be forgotten, "bare" to mount nothing; then the command.
+# of qemu or nothing, $3: "fresh" when changes are to be forgotten, "bare" to mount nothing,
+# $4: what /proc/cpuinfo is to say, or nothing; then the command.
 _INSIDE = """
 set -e
-root=$1 qemu=$2 layer=$3; shift 3
+root=$1 qemu=$2 layer=$3 cpuinfo=$4; shift 4
 if [ -n "$qemu" ]; then
     mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
     name=$(echo "$qemu" | cut -d: -f2)
@@ -41,6 +44,7 @@ if [ "$layer" = fresh ]; then
 fi
 if [ "$layer" != bare ]; then
     mount -t proc proc "$root/proc"
+    [ -z "$cpuinfo" ] || mount --bind "$cpuinfo" "$root/proc/cpuinfo"
     mount -t sysfs -o ro sysfs "$root/sys"
     mount --bind /dev "$root/dev"
     mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
@@ -72,6 +76,17 @@ CPUS = {
 }
 """Debian's name of an architecture → the others'."""
 
+BOARDS = {
+    # Raspberry Pi 4: what a wheel may not take for granted.
+    "cortex-a72": ("0xd08", "fp asimd evtstrm crc32 cpuid"),
+    # Raspberry Pi 5: half floats and the 8-bit dot product.
+    "cortex-a76": (
+        "0xd0b",
+        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+    ),
+}
+"""A CPU that qemu can be on arm64 → its part and features in ``/proc/cpuinfo``; the first unless another is asked for."""
+
 
 class Userland:
     """A userland and what may be done with it.
@@ -89,14 +104,14 @@ class Userland:
         self.root = self.directory / "root"
         self.is_foreign = self.cpu.machine != os.uname().machine
 
-    def make(self, packages: Sequence[str]) -> None:
-        """Install Debian's smallest system with some packages more, unless it is there: five minutes where qemu has to run it.
+    def make(self) -> None:
+        """Install Debian's smallest system and :data:`PACKAGES`, unless they are there: five minutes where qemu has to run it.
 
         Raises:
             SystemExit: This user or this machine cannot, or a step failed; the message says what to do.
         """
         need_programs(["debootstrap", *([f"qemu-{self.cpu.qemu}-static"] if self.is_foreign else [])])
-        wanted = f"{self.suite} {' '.join(packages)}"
+        wanted = f"{self.suite} {' '.join(PACKAGES)}"
         stamp = self.directory / "made-of"
         if stamp.is_file() and stamp.read_text() == wanted:
             say(f"{self.suite} {self.arch} is there: {self.root.relative_to(ROOT)}")
@@ -106,7 +121,7 @@ class Userland:
         shutil.rmtree(self.root, ignore_errors=True)
         self.directory.mkdir(parents=True, exist_ok=True)
         log = self.directory / "debootstrap.log"
-        first = ["debootstrap", f"--arch={self.arch}", "--variant=minbase", f"--include={','.join(packages)}"]
+        first = ["debootstrap", f"--arch={self.arch}", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
         mirror = _mirror()
         with log.open("w") as stream:
             self._step(
@@ -128,6 +143,7 @@ class Userland:
         environment: Mapping[str, str] | None = None,
         fresh: bool = False,
         interactive: bool = False,
+        cpu: str = next(iter(BOARDS)),
     ) -> int:
         """Run a command as root in the userland.
 
@@ -136,19 +152,26 @@ class Userland:
             environment: Added to a clean one.
             fresh: Forget afterwards what the command changed.
             interactive: Leave Ctrl-C to the command.
+            cpu: What qemu is to be: a key of :data:`BOARDS`. Engines look, and qemu shows them the x86 of this machine otherwise.
 
         Returns:
             Its exit code.
         """
-        outer = self._command(command, layer="fresh" if fresh else "kept")
-        return call(outer, {**_CLEAN, **(environment or {})}, interactive=interactive)
+        described = self.directory / "cpuinfo"
+        if self.is_foreign:
+            described.write_text(_cpuinfo(*BOARDS[cpu]))
+        outer = self._command(
+            command, layer="fresh" if fresh else "kept", cpuinfo=str(described) if self.is_foreign else ""
+        )
+        inner = {**_CLEAN, **(environment or {}), **({"QEMU_CPU": cpu} if self.is_foreign else {})}
+        return call(outer, inner, interactive=interactive)
 
-    def _command(self, command: Sequence[str], *, layer: str) -> list[str]:
+    def _command(self, command: Sequence[str], *, layer: str, cpuinfo: str = "") -> list[str]:
         registration = (
             Path(f"/usr/lib/binfmt.d/qemu-{self.cpu.qemu}.conf").read_text().strip() if self.is_foreign else ""
         )
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        return [*namespaces, "sh", "-c", _INSIDE, "userland", str(self.root), registration, layer, *command]
+        return [*namespaces, "sh", "-c", _INSIDE, "userland", str(self.root), registration, layer, cpuinfo, *command]
 
     def _step(self, command: Sequence[str], what: str, log: int) -> None:
         say(what)
@@ -228,6 +251,12 @@ def stop(why: str) -> NoReturn:
     """Say why it does not go on, and exit with 1."""
     print(f"{Path(sys.argv[0]).name}: {why}", file=sys.stderr, flush=True)
     raise SystemExit(1)
+
+
+def _cpuinfo(part: str, features: str) -> str:
+    """Like Linux's on arm64, for as many cores as there are."""
+    text = f"Features\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: {part}\n"
+    return "".join(f"processor\t: {core}\n{text}CPU revision\t: 3\n\n" for core in range(os.cpu_count() or 1))
 
 
 def _mirror() -> str | None:
