@@ -178,8 +178,10 @@ def _over_the_socket(bundle: Bundle, row: np.ndarray, directory: Path, rounds: i
     with load(bundle.path) as model, serving(bundle.path, address):
         exchanges = {"binary": Exchange(address, binary), "JSON": Exchange(address, text)}
         reply_bytes = len(exchanges["binary"]())
-        with _echo(len(binary), reply_bytes) as bare:
-            medians = interleaved_us({**exchanges, "echo": bare, "in process": lambda: model.infer(feeds)}, rounds)
+        file = str(bundle.file(model.variant.file))
+        with _echo(len(binary), reply_bytes) as bare, _echo(len(binary), reply_bytes, file) as runs:
+            calls = {**exchanges, "echo": bare, "runs": runs, "in process": lambda: model.infer(feeds)}
+            medians = interleaved_us(calls, rounds)
         for exchange in exchanges.values():
             exchange.close()
     alternative = ("in process", medians["in process"])
@@ -187,14 +189,16 @@ def _over_the_socket(bundle: Bundle, row: np.ndarray, directory: Path, rounds: i
         Figure("linear: V2 binary over the Unix socket, round trip", medians["binary"], "µs", *alternative),
         Figure("linear: V2 binary over the Unix socket, without the kernel's part", medians["binary"], "µs",
                f"echo of {len(binary)} and {reply_bytes} bytes by a bare process", medians["echo"]),
+        Figure("linear: V2 binary over the Unix socket, without the engine's part", medians["binary"], "µs",
+               "a bare process that receives, runs and sends", medians["runs"]),
         Figure("linear: V2 JSON over the Unix socket, round trip", medians["JSON"], "µs", *alternative),
     ]  # fmt: skip
 
 
 @contextmanager
-def _echo(request_bytes: int, reply_bytes: int) -> Iterator[Call]:
+def _echo(request_bytes: int, reply_bytes: int, *model: str) -> Iterator[Call]:
     ours, theirs = socket.socketpair()
-    arguments = [str(theirs.fileno()), str(request_bytes), str(reply_bytes)]
+    arguments = [str(theirs.fileno()), str(request_bytes), str(reply_bytes), *model]
     with theirs:
         process = subprocess.Popen([sys.executable, echo.__file__, *arguments], pass_fds=[theirs.fileno()])
     request = bytes(request_bytes)

@@ -302,7 +302,7 @@ def test_server_that_plays_tricks_brings_nothing_and_fills_nothing(
         store,
         HttpDownloader(timeout_s=0.3),
         keys=[release_key.public],
-        choose=lambda manifest: (manifest.variants[0], "onnxruntime"),
+        choose=lambda manifest, _: (manifest.variants[0], "onnxruntime"),
         pace=Pace(backoff_s=0.01, max_backoff_s=0.02),
         rng=random.Random(1),
     )

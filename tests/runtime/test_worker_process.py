@@ -21,5 +21,5 @@ def test_a_broker_with_its_password_is_no_argument_that_everybody_can_read(tmp_p
         process.join(60)
     url, _, arguments = told.read_text().partition(" ")
     assert url == "mqtt://u:secret@h/p"
-    assert "--bundle" in arguments
+    assert '"bundle":"/b"' in arguments
     assert "secret" not in arguments
