@@ -3,6 +3,8 @@
 import sqlite3
 from collections.abc import Callable
 
+import pytest
+
 from edgeops_demo.people import wait_until
 
 DEVICES = ("camera-1", "camera-2", "camera-3")
@@ -47,6 +49,7 @@ def test_good_release_goes_out_bad_one_comes_back_and_every_request_is_answered_
     assert counted_requests(fleet) == asked
 
 
+@pytest.mark.parametrize("broker", ["iotcore", pytest.param("mosquitto", marks=pytest.mark.slow)], indirect=True)
 def test_server_that_was_killed_goes_on_with_its_rollout(
     broker: str, new_fleet: Callable, new_caller: Callable, make_bundle: Callable
 ) -> None:
