@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgeops.bundle import Bundle
 from edgeops.errors import EdgeOpsError
 from edgeops.files import write_durably
 from edgeops.signing import SigningKey
+from edgeops_converters.targets import has_dot_product
 from edgeops_demo.images import Dataset, load_dataset
 from edgeops_demo.network import ExposureCompensated, FashionNet, train
 from edgeops_demo.people import Labeller, wait_until
@@ -153,15 +155,20 @@ class Demo:
                 f"(float in torch: {before.clean['float']:.1%})"
             )
         self._story.tell(f"report: {bundle.file('report.html')}")
-        self._check("every int8 variant is smaller, faster and within half a point of float", self._int8_holds())
+        self._check("every int8 variant is smaller, and within half a point of float", self._int8_holds())
+        self._check("every int8 variant is faster, where this CPU can tell", self._int8_is_faster())
 
     def _int8_holds(self) -> bool:
-        size, latency, clean = self.report.size_bytes, self.report.latency_ms, self.report.accuracy["before"].clean
+        size, clean = self.report.size_bytes, self.report.accuracy["before"].clean
+        return all(size[int8] < size[plain] and clean[int8] >= clean["float"] - 0.005 for int8, plain in _int8_of(size))
+
+    def _int8_is_faster(self) -> bool:
+        """As the converter has it: a TFLite file in int8 is no faster on an x86 without an 8-bit dot product."""
+        latency = self.report.latency_ms
         return all(
-            size[name] < size[other] and latency[name] < latency[other] and clean[name] >= clean["float"] - 0.005
-            for name in size
-            if name.endswith("-int8")
-            for other in [name.removesuffix("int8") + "float"]
+            latency[int8] < latency[plain]
+            for int8, plain in _int8_of(latency)
+            if has_dot_product() or not int8.startswith("tflite")
         )
 
     def _start_fleet(self) -> None:
@@ -366,3 +373,8 @@ def prepare(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     marker.touch()
+
+
+def _int8_of(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each int8 variant with the float one of its format."""
+    return [(name, name.removesuffix("int8") + "float") for name in names if name.endswith("-int8")]
