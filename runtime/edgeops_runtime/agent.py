@@ -211,6 +211,7 @@ class Agent:
                 rng=self._rng,
                 unseal=unseal,
             )
+            self._scratch = volatile_directory(directory)
             self._deployer = Deployer(
                 loop=self._loop,
                 uptime=self._clock.uptime,
@@ -221,7 +222,7 @@ class Agent:
                 windows=self._windows,
                 journal=self._journal,
                 blob_url=identity.blob_url,
-                scratch=volatile_directory(directory),
+                scratch=self._scratch,
                 weigh=self._weigh,
                 hold_s=config.swap_hold_s,
                 on_change=self._deployment_changed,
@@ -667,4 +668,6 @@ class Agent:
         self._capture_quota.save()
         self._clock.save()
         self._uplink.close()
+        with contextlib.suppress(OSError):
+            self._scratch.rmdir()  # Nothing is left in it, unless it is more than ours.
         self._held.close()

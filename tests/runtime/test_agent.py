@@ -677,3 +677,11 @@ def test_default_address_is_a_socket_in_the_data_directory(station, bundle):
     assert ask(agent.address)[0] is Checkup.PASSED
     station.stop()
     assert not (station.data / "serve.sock").exists()
+
+
+def test_agent_that_ends_leaves_nothing_in_memory(station, bundle):
+    agent = station.start()
+    station.install(bundle("1.0.0"))
+    assert agent._scratch.is_dir()
+    station.stop()
+    assert not agent._scratch.exists()
