@@ -15,6 +15,8 @@ def counted_requests(fleet) -> int:
         return database.execute("SELECT coalesce(sum(requests), 0) FROM windows").fetchone()[0]
 
 
+# One broker each in the short run: this one beside the server, the next one in it, where it dies with the server.
+@pytest.mark.parametrize("broker", ["mosquitto", pytest.param("iotcore", marks=pytest.mark.slow)], indirect=True)
 def test_good_release_goes_out_bad_one_comes_back_and_every_request_is_answered_and_counted(
     broker: str, new_fleet: Callable, new_caller: Callable, make_bundle: Callable
 ) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import queue
 import threading
+import time
 
 import msgspec
 import numpy as np
@@ -114,6 +115,10 @@ def test_json_and_binary_requests_get_what_http_would_give(make_bundle, broker, 
         assert "there is digits version 1.0.0" in msgspec.json.decode(body)["error"]
         assert ask("plant/v2/models/digits/infer", b"{")[0] == 400
         requests.close()
+        until = time.monotonic() + 60
+        while requests.tally.answered < 4:  # An answer reaches its caller a moment before it is counted.
+            assert time.monotonic() < until
+            time.sleep(0.01)
         assert requests.tally.answered == 4
         assert model.counters().requests == 2
         text = protocols(Request(b"GET", b"/metrics", {}, b"", keep_alive=True)).body[0].decode()
