@@ -79,7 +79,8 @@ class Profiler:
         self._reference_id = reference.id
         self._counts = {signal.name: np.zeros(signal.bins, dtype=np.int64) for signal in self._signals}
         self._counted = 0
-        self._capacity = _capacity([_row_shape(spec, batch) for spec in used.values()])
+        # By all tensors, looked at or not: an answer is kept as a whole, and an input may hold the request that it came in.
+        self._capacity = _capacity([_row_shape(spec, batch) for spec in specs.values()])
 
     def buffer(self) -> RowBuffer:
         """An empty buffer."""
